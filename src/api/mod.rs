@@ -1,0 +1,14 @@
+//! The custom resources: what a person writes and what the operator answers.
+//!
+//! Separate because it is the users' contract: any tool may import it.
+//! **Invariant:** no client, no clock, no etcd in this room.
+
+pub mod cluster;
+pub mod condition;
+pub mod reason;
+pub mod schema;
+
+pub use cluster::{EtcdCluster, EtcdClusterSpec, EtcdClusterStatus};
+
+/// The API group of every kind.
+pub const GROUP: &str = "quorate.dev";

@@ -1,0 +1,109 @@
+//! Every reason that a condition, an event or a metric of ours can carry, once.
+//!
+//! **Invariant:** `docs/operations.md` has a heading for each (a test compares them).
+
+/// A stable word for what was found; printed as it is spelt here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// All is well.
+    Healthy,
+    /// The first start is under way.
+    Bootstrapping,
+    /// Pods are made again on their volumes.
+    Recovering,
+    /// Some member is down; quorum holds.
+    MemberDown,
+    /// Too few voters answer.
+    QuorumLost,
+    /// Members answer but see no leader.
+    NoLeader,
+    /// No member could be asked.
+    Unreachable,
+    /// All volumes are gone.
+    AllMembersLost,
+    /// A member's volume is gone.
+    VolumeMissing,
+    /// A member's volume is being deleted.
+    VolumeTerminating,
+    /// A volume of another EtcdCluster stands where ours should.
+    ForeignVolume,
+    /// The guard found the member's data gone.
+    DataLost,
+    /// The guard found the member's data older than it was.
+    RolledBack,
+    /// The guard found the write-ahead log damaged.
+    WalDamaged,
+    /// Another process holds the volume.
+    VolumeInUse,
+    /// The member's own name does not resolve to its address.
+    NameUnresolved,
+    /// The guard cannot write the volume.
+    VolumeUnwritable,
+    /// The guard was configured wrongly.
+    BadConfiguration,
+    /// etcd ended by itself.
+    EtcdFailed,
+    /// The scheduler finds no node.
+    Unschedulable,
+    /// The image cannot be pulled.
+    ImagePullFailed,
+    /// The storage class does not exist.
+    StorageClassMissing,
+    /// The volume cannot be bound.
+    VolumeUnbound,
+    /// A Secret cannot be used.
+    SecretDamaged,
+    /// A certificate is about to end.
+    CertificateExpiring,
+    /// A certificate has ended.
+    CertificateExpired,
+    /// `spec` cannot be used.
+    InvalidSpec,
+    /// Changing the number of members of a running cluster is not done by this version.
+    ScalingUnsupported,
+    /// A changed spec applies to new Pods only.
+    RollOutPending,
+    /// No progress for `progressDeadline`.
+    ProgressDeadlineExceeded,
+    /// A member reports another cluster.
+    ClusterIDMismatch,
+    /// A member that nobody knows is in the member list.
+    UnknownMember,
+    /// `quorate.dev/adopt` names volumes that are not there.
+    NothingToAdopt,
+    /// An invariant of the planner does not hold.
+    InvariantViolated,
+    /// NOSPACE: writes are refused.
+    NoSpaceAlarm,
+    /// CORRUPT: data differ between members.
+    CorruptAlarm,
+    /// One more failure costs quorum.
+    OneFailureFromOutage,
+    /// `spec.paused`.
+    PausedByUser,
+    /// The object is being deleted.
+    Deleting,
+    /// The Kubernetes API refused or failed a request.
+    ReconcileError,
+    /// The cluster formed.
+    Bootstrapped,
+    /// The first start was begun anew.
+    BootstrapRestarted,
+    /// A Pod was made.
+    PodCreated,
+    /// A Pod that had ended or could not start was deleted.
+    PodDeleted,
+    /// Another member leads.
+    LeaderChanged,
+    /// Quorum is back.
+    QuorumRegained,
+    /// Volumes of an earlier EtcdCluster were taken over.
+    VolumesAdopted,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The variant's name is the word: one spelling in conditions, events, metrics and the manual.
+        write!(formatter, "{self:?}")
+    }
+}

@@ -1,0 +1,2 @@
+//! Quorate: a Kubernetes operator for etcd.
+pub mod api;
