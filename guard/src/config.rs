@@ -120,12 +120,17 @@ fn check_command(lookup: Lookup<'_>, command: &[OsString], data: &Path) -> Resul
     };
     for (flag, variable) in [("wal-dir", "ETCD_WAL_DIR"), ("config-file", "ETCD_CONFIG_FILE")] {
         if named(flag).is_some() || text(lookup, variable)?.is_some() {
-            return Err(bad(&format!("--{flag}"), "must not be given: data would lie where the guard cannot check them"));
+            return Err(bad(
+                &format!("--{flag}"),
+                "must not be given: data would lie where the guard cannot check them",
+            ));
         }
     }
     let given = match named("data-dir").map(|flag| flag.split_once('=')) {
         Some(Some((_, value))) => Some(value),
-        Some(None) => flags.iter().skip_while(|flag| flag.trim_start_matches('-') != "data-dir").nth(1).copied(),
+        Some(None) => {
+            flags.iter().skip_while(|flag| flag.trim_start_matches('-') != "data-dir").nth(1).copied()
+        }
         None => None,
     };
     if given.map(Path::new) == Some(data) {
@@ -215,9 +220,15 @@ mod tests {
         let cases = [
             (("QUORATE_CLUSTER_UID", ""), "QUORATE_CLUSTER_UID is missing"),
             (("QUORATE_INCARNATION", "-1"), "QUORATE_INCARNATION is `-1`: invalid digit found in string"),
-            (("QUORATE_EXPECT_STAMP", "yes"), "QUORATE_EXPECT_STAMP is `yes`: provided string was not `true` or `false`"),
+            (
+                ("QUORATE_EXPECT_STAMP", "yes"),
+                "QUORATE_EXPECT_STAMP is `yes`: provided string was not `true` or `false`",
+            ),
             (("QUORATE_HIGH_WATER", "7"), "QUORATE_HIGH_WATER is `7`, not `<term>:<index>`"),
-            (("QUORATE_MEMBER_ID", "0x1"), "QUORATE_MEMBER_ID is `0x1`: `0x1` is not an ID of 1 to 16 hexadecimal digits"),
+            (
+                ("QUORATE_MEMBER_ID", "0x1"),
+                "QUORATE_MEMBER_ID is `0x1`: `0x1` is not an ID of 1 to 16 hexadecimal digits",
+            ),
             (("QUORATE_ADDRESS", "main-0.x"), "QUORATE_POD_IP is missing, but QUORATE_ADDRESS is given"),
         ];
         for (change, sentence) in cases {

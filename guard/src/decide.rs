@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::durable::Found;
-use crate::identity::Identity;
+use crate::identity::{HexId, Identity};
 use crate::mark::Mark;
 use crate::refusal::{Cause, Refusal};
 use crate::stamp::{Phase, Stamp};
@@ -56,11 +56,17 @@ fn check_owner(config: &Config, stamp: &Stamp) -> Option<Refusal> {
     let Stamp { cluster_uid, member, incarnation, phase: _, cluster_id: _, member_id: _ } = stamp;
     let foreign = |sentence| Some(Refusal::new(Cause::ForeignVolume, sentence));
     if *cluster_uid != config.cluster_uid && Some(cluster_uid) != config.adopt_uid.as_ref() {
-        foreign(format!("the volume belongs to the EtcdCluster with UID {cluster_uid}, not {}", config.cluster_uid))
+        foreign(format!(
+            "the volume belongs to the EtcdCluster with UID {cluster_uid}, not {}",
+            config.cluster_uid
+        ))
     } else if *member != config.member {
         foreign(format!("the volume belongs to the member {member}, not {}", config.member))
     } else if *incarnation > config.incarnation {
-        foreign(format!("the volume is at incarnation {incarnation}, this Pod is an older one ({})", config.incarnation))
+        foreign(format!(
+            "the volume is at incarnation {incarnation}, this Pod is an older one ({})",
+            config.incarnation
+        ))
     } else {
         None
     }
@@ -95,7 +101,10 @@ fn decide_same_incarnation(config: &Config, volume: &Volume, stamp: &Stamp) -> D
         LogFound::Empty => refuse(Cause::DataLost, "the log's directory is there, but no segment of the log"),
         LogFound::Absent => match reason_for_data(config, volume, Some(stamp)) {
             Some(reason) => refuse(Cause::DataLost, format!("there is no log, but {reason}")),
-            None => Decision::StartAfterCleaning(Stamp { cluster_uid: config.cluster_uid.clone(), ..stamp.clone() }),
+            None => Decision::StartAfterCleaning(Stamp {
+                cluster_uid: config.cluster_uid.clone(),
+                ..stamp.clone()
+            }),
         },
     }
 }
@@ -107,7 +116,8 @@ fn decide_with_log(config: &Config, volume: &Volume, stamp: &Stamp, log: &Summar
             format!("etcd was never started on this volume, but there is a log of {}", log.identity),
         );
     }
-    let foreign = expected_ids(config, volume, stamp).find_map(|(who, expected)| expected.mismatch(who, log.identity));
+    let foreign =
+        expected_ids(config, volume, stamp).find_map(|(who, expected)| expected.mismatch(who, log.identity));
     if let Some(sentence) = foreign {
         return refuse(Cause::ForeignVolume, sentence);
     }
@@ -118,7 +128,10 @@ fn decide_with_log(config: &Config, volume: &Volume, stamp: &Stamp, log: &Summar
         Found::Value(mark) => below_mark(log, mark),
         Found::Nothing | Found::Unreadable(_) => None,
     };
-    if let Some(sentence) = below.or_else(|| config.high_water.and_then(|high_water| below_high_water(log, high_water))) {
+    let high_water = config.high_water.filter(|_| !was_wiped_by_this_pod(config, volume));
+    if let Some(sentence) =
+        below.or_else(|| high_water.and_then(|high_water| below_high_water(log, high_water)))
+    {
         return refuse(Cause::RolledBack, sentence);
     }
     Decision::Start(Stamp {
@@ -130,15 +143,13 @@ fn decide_with_log(config: &Config, volume: &Volume, stamp: &Stamp, log: &Summar
     })
 }
 
-/// Why data must be there, or `None` if the member may never have had any. A Pod that was told to wipe has seen
-/// for itself what an earlier Pod left, and does not expect it again.
+/// Why data must be there, or `None` if the member may never have had any.
 fn reason_for_data(config: &Config, volume: &Volume, stamp: Option<&Stamp>) -> Option<String> {
-    let wiped = matches!(&volume.note, Found::Value(note) if note.incarnation == config.incarnation);
     if stamp.is_some_and(|stamp| stamp.phase == Phase::Started) {
         Some("its stamp says that this member has started before".to_owned())
     } else if volume.mark != Found::Nothing {
         Some("this Pod has had a log on it before".to_owned())
-    } else if wiped {
+    } else if was_wiped_by_this_pod(config, volume) {
         None
     } else if let Some(Position { term, index }) = config.high_water {
         Some(format!("this member is known to have had entry {index} of term {term}"))
@@ -149,14 +160,24 @@ fn reason_for_data(config: &Config, volume: &Volume, stamp: Option<&Stamp>) -> O
     }
 }
 
+/// A Pod that was told to wipe has seen for itself what earlier Pods left: what it was told about that no longer
+/// holds for the new member, whom only the stamp and the mark describe.
+fn was_wiped_by_this_pod(config: &Config, volume: &Volume) -> bool {
+    matches!(&volume.note, Found::Value(note) if note.incarnation == config.incarnation)
+}
+
 /// IDs that the log's must equal, as far as they are known.
 #[derive(Clone, Copy)]
 struct Expected {
-    cluster: Option<crate::identity::HexId>,
-    member: Option<crate::identity::HexId>,
+    cluster: Option<HexId>,
+    member: Option<HexId>,
 }
 
-fn expected_ids(config: &Config, volume: &Volume, stamp: &Stamp) -> impl Iterator<Item = (&'static str, Expected)> {
+fn expected_ids(
+    config: &Config,
+    volume: &Volume,
+    stamp: &Stamp,
+) -> impl Iterator<Item = (&'static str, Expected)> {
     let mark = match volume.mark {
         Found::Value(mark) => Some(mark.identity()),
         Found::Nothing | Found::Unreadable(_) => None,

@@ -48,7 +48,7 @@ fn guard(config: &Config) -> (Report, Ending) {
         let refusal = Refusal::new(Cause::BadConfiguration, format!("could not listen to signals: {error}"));
         return refused(Report::default(), &refusal);
     }
-    // Held until the report is made; etcd holds it as well.
+    // Held to the end of this function; etcd holds it as well.
     let _lock = match lock::take(&config.volume) {
         Ok(lock) => lock,
         Err(refusal) => return refused(Report::default(), &refusal),
@@ -65,16 +65,20 @@ fn guard(config: &Config) -> (Report, Ending) {
         Ok(stamp) => stamp,
         Err(refusal) => return refused(report, &refusal),
     };
+    let (report, tail, mark) = match volume.mark {
+        _ if stamp.phase != Phase::Started => {
+            (Report::default(), Tail::new(volume::log_directory(config)), None)
+        }
+        Found::Value(mark) => (report, tail, Some(mark)),
+        Found::Nothing | Found::Unreadable(_) => (report, tail, None),
+    };
     match config.name.as_ref().map(|name| resolve::wait(name, PATIENCE, &events, &sender, resolve::look_up)) {
         None | Some(Ok(Waited::Resolved)) => (),
-        Some(Ok(Waited::Stopped(signal))) => return (Report { signal: Some(signal), ..report }, Ending::Signal(signal)),
+        Some(Ok(Waited::Stopped(signal))) => {
+            return (Report { signal: Some(signal), ..report }, Ending::Signal(signal));
+        }
         Some(Err(refusal)) => return refused(report, &refusal),
     }
-    let tail = if stamp.phase == Phase::Started { tail } else { Tail::new(volume::log_directory(config)) };
-    let mark = match volume.mark {
-        Found::Value(mark) if stamp.phase == Phase::Started => Some(mark),
-        Found::Value(_) | Found::Nothing | Found::Unreadable(_) => None,
-    };
     let mut supervisor = Supervisor::new(config, (&events, &sender), (stamp, tail, mark));
     let result = supervisor.run();
     after_etcd(report, &supervisor, result)
@@ -106,8 +110,13 @@ fn before_etcd(volume: &Volume, tail: &Tail) -> Report {
     Report { etcd_ran: ran, ..Report::default() }.with_log(tail.log().summary())
 }
 
-fn after_etcd(report: Report, supervisor: &Supervisor<'_>, result: Result<Ended, Refusal>) -> (Report, Ending) {
-    let report = Report { etcd_ran: supervisor.has_started(), ..report }.with_log(supervisor.tail().log().summary());
+fn after_etcd(
+    report: Report,
+    supervisor: &Supervisor<'_>,
+    result: Result<Ended, Refusal>,
+) -> (Report, Ending) {
+    let report =
+        Report { etcd_ran: supervisor.has_started(), ..report }.with_log(supervisor.tail().log().summary());
     let Ended { status, ran_for, lines, refusal } = match result {
         Ok(ended) => ended,
         Err(refusal) => return refused(report, &refusal),
@@ -119,7 +128,10 @@ fn after_etcd(report: Report, supervisor: &Supervisor<'_>, result: Result<Ended,
     match status {
         Status::Exit(code) => {
             let message = format!("etcd ended with exit code {code}");
-            (Report { exit: Some(code), message, ..report }, Ending::Exit(u8::try_from(code).unwrap_or(u8::MAX)))
+            (
+                Report { exit: Some(code), message, ..report },
+                Ending::Exit(u8::try_from(code).unwrap_or(u8::MAX)),
+            )
         }
         Status::Signal(signal) => {
             let message = format!("etcd was ended by signal {signal}");
@@ -135,7 +147,11 @@ fn refused(report: Report, refusal: &Refusal) -> (Report, Ending) {
 
 fn write_report(report: &Report, path: &Path) {
     if let Err(error) = report.write(path) {
-        log::warn(&format!("could not write {}: {error}; it would have said {}", path.display(), report.render()));
+        log::warn(&format!(
+            "could not write {}: {error}; it would have said {}",
+            path.display(),
+            report.render()
+        ));
     }
 }
 

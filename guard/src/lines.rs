@@ -39,17 +39,19 @@ impl Lines {
     }
 }
 
-/// zap's fatal and panic levels, Go's own panics and crashes, and the two lines with which a removed member ends
-/// with exit code 0.
+/// zap's fatal and panic levels, Go's own panics and crashes, flags that etcd does not take, and the two lines with
+/// which a removed member ends with exit code 0.
 fn is_last_word(line: &str) -> bool {
-    const BEGINNINGS: [&str; 3] = ["panic: ", "fatal error: ", "[signal "];
+    const BEGINNINGS: [&str; 5] =
+        ["panic: ", "fatal error: ", "[signal ", "invalid value ", "flag provided but not defined: "];
     const PARTS: [&str; 4] = [
         "\"level\":\"fatal\"",
         "\"level\":\"panic\"",
         "the member has been permanently removed from the cluster",
         "data-dir used by this member must be removed",
     ];
-    BEGINNINGS.iter().any(|beginning| line.starts_with(beginning)) || PARTS.iter().any(|part| line.contains(part))
+    BEGINNINGS.iter().any(|beginning| line.starts_with(beginning))
+        || PARTS.iter().any(|part| line.contains(part))
 }
 
 /// Copies line by line until the writer of `source` is gone. A sink that fails takes nothing more, but the source
@@ -86,7 +88,8 @@ mod tests {
         let mut copy = Vec::new();
         pump(log.as_bytes(), &mut copy, &lines);
         assert_eq!(copy, log.as_bytes(), "the log is passed through unchanged");
-        let expected: Vec<_> = (4..9).map(|number| format!("{{\"level\":\"fatal\",\"msg\":\"{number}\"}}")).collect();
+        let expected: Vec<_> =
+            (4..9).map(|number| format!("{{\"level\":\"fatal\",\"msg\":\"{number}\"}}")).collect();
         assert_eq!(lines.lock().unwrap().kept(), expected);
 
         lines.lock().unwrap().note(long.as_bytes());

@@ -23,12 +23,18 @@ pub fn take(volume: &Path) -> Result<Lock, Refusal> {
         Ok(()) => Ok(Lock(directory)),
         Err(Errno::WOULDBLOCK) => Err(Refusal::new(
             Cause::VolumeInUse,
-            format!("another process has the volume at {} locked; two etcds on one volume would destroy it", volume.display()),
+            format!(
+                "another process has the volume at {} locked; two etcds on one volume would destroy it",
+                volume.display()
+            ),
         )),
         Err(error) => Err(unusable(volume, error)),
     }
 }
 
 fn unusable(volume: &Path, error: Errno) -> Refusal {
-    Refusal::new(Cause::VolumeUnwritable, format!("could not lock the volume at {}: {error}", volume.display()))
+    Refusal::new(
+        Cause::VolumeUnwritable,
+        format!("could not lock the volume at {}: {error}", volume.display()),
+    )
 }

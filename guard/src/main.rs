@@ -20,7 +20,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         },
-        [dashes, command @ ..] if dashes == "--" => end(&guard::run(&|name| env::var_os(name), command)),
+        [dashes, command @ ..] if dashes == "--" => end(guard::run(&|name| env::var_os(name), command)),
         _ => {
             log::error("usage: quorate-guard -- etcd ARGUMENT…, or: quorate-guard install DIRECTORY");
             ExitCode::from(USAGE)
@@ -30,8 +30,8 @@ fn main() -> ExitCode {
 
 /// Ends as etcd ended. A signal is raised again, so that whoever waits sees the same; process 1 of a container
 /// cannot be ended by its own signal and gives the shell's number instead.
-fn end(ending: &Ending) -> ExitCode {
-    match *ending {
+fn end(ending: Ending) -> ExitCode {
+    match ending {
         Ending::Exit(code) => ExitCode::from(code),
         Ending::Signal(signal) => {
             if std::process::id() != 1

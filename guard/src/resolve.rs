@@ -23,7 +23,8 @@ pub struct Patience {
 }
 
 /// A name is published a second or two after the Pod has its address; after a minute something is wrong.
-pub const PATIENCE: Patience = Patience { limit: Duration::from_secs(60), interval: Duration::from_millis(200) };
+pub const PATIENCE: Patience =
+    Patience { limit: Duration::from_mins(1), interval: Duration::from_millis(200) };
 
 /// How the wait ended, if not in a refusal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,12 +60,16 @@ where
         match events.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(Event::Answer(Ok(()))) => return Ok(Waited::Resolved),
             Ok(Event::Answer(Err(answer))) => last = answer,
-            Ok(Event::Signal(signal)) if signal != signal_hook::consts::SIGCHLD => return Ok(Waited::Stopped(signal)),
+            Ok(Event::Signal(signal)) if signal != signal_hook::consts::SIGCHLD => {
+                return Ok(Waited::Stopped(signal));
+            }
             Ok(Event::Signal(_) | Event::LogClosed) => (),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                 let OwnName { address, pod_ip } = name;
                 let seconds = patience.limit.as_secs_f64();
-                let sentence = format!("{address} did not resolve to {pod_ip} within {seconds} s; the last answer: {last}");
+                let sentence = format!(
+                    "{address} did not resolve to {pod_ip} within {seconds} s; the last answer: {last}"
+                );
                 return Err(Refusal::new(Cause::NameUnresolved, sentence));
             }
         }
@@ -96,7 +101,8 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Patience = Patience { limit: Duration::from_millis(300), interval: Duration::from_millis(5) };
+    const PATIENCE: Patience =
+        Patience { limit: Duration::from_millis(300), interval: Duration::from_millis(5) };
 
     fn name() -> OwnName {
         OwnName { address: "main-0.main-peers".to_owned(), pod_ip: IpAddr::from([10, 0, 0, 7]) }
@@ -111,7 +117,7 @@ mod tests {
             1 => Ok(vec![IpAddr::from([10, 0, 0, 6])]),
             _ => Ok(vec![IpAddr::from([10, 0, 0, 6]), IpAddr::from([10, 0, 0, 7])]),
         };
-        let patience = Patience { limit: Duration::from_secs(60), ..PATIENCE };
+        let patience = Patience { limit: Duration::from_mins(1), ..PATIENCE };
         assert_eq!(wait(&name(), patience, &events, &sender, answers), Ok(Waited::Resolved));
     }
 
@@ -131,12 +137,9 @@ mod tests {
     fn a_resolver_that_hangs_does_not_outlast_the_limit_nor_a_signal() {
         let (sender, events) = mpsc::channel();
         let (release, hang) = mpsc::channel::<()>();
-        let answers = move |_: &str| {
-            drop(hang.recv());
-            Err(io::Error::other("late"))
-        };
+        let answers = move |_: &str| Err(io::Error::other(format!("{:?}", hang.recv())));
         sender.send(Event::Signal(15)).unwrap();
-        let patience = Patience { limit: Duration::from_secs(60), ..PATIENCE };
+        let patience = Patience { limit: Duration::from_mins(1), ..PATIENCE };
         assert_eq!(wait(&name(), patience, &events, &sender, answers), Ok(Waited::Stopped(15)));
         drop(release);
     }

@@ -102,7 +102,8 @@ pub fn perform(step: &Step, config: &Config) -> Result<(), Refusal> {
         Step::DraftStamp(stamp) => durable::draft(&volume.join(STAMP), stamp),
         Step::PublishStamp => durable::publish(&volume.join(STAMP)),
     };
-    result.map_err(|error| Refusal::new(Cause::VolumeUnwritable, format!("{}: {error}", step.attempt(config))))
+    result
+        .map_err(|error| Refusal::new(Cause::VolumeUnwritable, format!("{}: {error}", step.attempt(config))))
 }
 
 impl Step {

@@ -95,6 +95,7 @@ pub struct Supervisor<'a> {
     stamp: Stamp,
     mark: Option<Mark>,
     lines: Arc<Mutex<Lines>>,
+    open_logs: u32,
     kill_at: Option<Instant>,
     refusal: Option<Refusal>,
 }
@@ -107,7 +108,7 @@ impl<'a> Supervisor<'a> {
         (stamp, tail, mark): (Stamp, Tail, Option<Mark>),
     ) -> Self {
         let lines = Arc::new(Mutex::new(Lines::default()));
-        Self { config, events, sender, tail, stamp, mark, lines, kill_at: None, refusal: None }
+        Self { config, events, sender, tail, stamp, mark, lines, open_logs: 0, kill_at: None, refusal: None }
     }
 
     /// Whether a log was ever seen.
@@ -126,10 +127,12 @@ impl<'a> Supervisor<'a> {
             self.restamp(Stamp { phase: Phase::Starting, ..self.stamp.clone() })?;
         }
         self.look();
-        for boot in 1.. {
+        let mut boots_left = FIRST_BOOTS;
+        loop {
             let ended = self.run_once()?;
+            boots_left -= 1;
             let failed = ended.status != Status::Exit(0);
-            if !failed || self.has_started() || self.kill_at.is_some() || boot >= FIRST_BOOTS {
+            if !failed || self.has_started() || self.kill_at.is_some() || boots_left == 0 {
                 return Ok(ended);
             }
             log::warn("etcd ended before it had a log; it is tried again in a second");
@@ -137,16 +140,17 @@ impl<'a> Supervisor<'a> {
                 return Ok(ended);
             }
         }
-        Err(Refusal::new(Cause::BadConfiguration, "no boot is left"))
     }
 
     fn run_once(&mut self) -> Result<Ended, Refusal> {
         let begun = Instant::now();
         let mut child = self.spawn().map_err(|error| {
-            let program = self.config.command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
+            let program =
+                self.config.command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
             Refusal::new(Cause::BadConfiguration, format!("could not start {program}: {error}"))
         })?;
         let pid = Pid::from_child(&child);
+        self.open_logs = 2;
         self.copy_log(&mut child);
         let status = self.watch(pid);
         let ran_for = begun.elapsed();
@@ -157,7 +161,8 @@ impl<'a> Supervisor<'a> {
     }
 
     fn spawn(&self) -> io::Result<Child> {
-        let (program, arguments) = self.config.command.split_first().unwrap_or((const { &OsString::new() }, &[]));
+        let (program, arguments) =
+            self.config.command.split_first().unwrap_or((const { &OsString::new() }, &[]));
         Command::new(program)
             .args(arguments)
             .stdin(Stdio::null())
@@ -198,10 +203,12 @@ impl<'a> Supervisor<'a> {
             if self.refusal.is_some() || self.kill_at.is_some_and(|kill_at| now >= kill_at) {
                 send(etcd, Signal::KILL);
             }
-            let next = self.kill_at.filter(|kill_at| *kill_at > now).map_or(look_at, |kill_at| kill_at.min(look_at));
+            let next =
+                self.kill_at.filter(|kill_at| *kill_at > now).map_or(look_at, |kill_at| kill_at.min(look_at));
             match self.events.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Event::Signal(signal)) => self.forward(signal, etcd),
-                Ok(Event::LogClosed | Event::Answer(_)) | Err(_) => (),
+                Ok(Event::LogClosed) => self.open_logs = self.open_logs.saturating_sub(1),
+                Ok(Event::Answer(_)) | Err(_) => (),
             }
         }
     }
@@ -238,21 +245,18 @@ impl<'a> Supervisor<'a> {
     /// Removes what a failed first boot left. False if there is a log after all.
     fn clean(&mut self) -> Result<bool, Refusal> {
         let unusable = |error: volume::VolumeError| Refusal::new(Cause::VolumeUnwritable, log::chain(&error));
-        if volume::has_log(self.config).map_err(unusable)? {
-            return Ok(false);
-        }
-        if self.config.data().exists() {
+        let (data, log) = volume::has_data_and_log(self.config).map_err(unusable)?;
+        if data && !log {
             discard_data().iter().try_for_each(|step| perform(step, self.config))?;
         }
-        Ok(true)
+        Ok(!log)
     }
 
-    fn wait_for_log(&self) {
+    fn wait_for_log(&mut self) {
         let end = Instant::now() + LOG_TIME;
-        let mut open = 2;
-        while open > 0 {
+        while self.open_logs > 0 {
             match self.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(Event::LogClosed) => open -= 1,
+                Ok(Event::LogClosed) => self.open_logs -= 1,
                 Ok(Event::Signal(_) | Event::Answer(_)) => (),
                 Err(_) => return,
             }

@@ -113,7 +113,9 @@ impl Tail {
         let (reached, end) = read_records(&mut source, extent, &mut self.log, &mut self.buffer);
         self.at = Some((segment, reached));
         if reached > offset {
-            self.sync(&file, offset == 0).map_err(Problem::Io).map_err(|problem| segment.damaged(reached, problem))?;
+            self.sync(&file, offset == 0)
+                .map_err(Problem::Io)
+                .map_err(|problem| segment.damaged(reached, problem))?;
         }
         match end {
             Ok(End::Clean) if !last => self.log.check_segment(),
@@ -152,9 +154,13 @@ impl std::fmt::Display for Segment {
 
 /// The segments in order, none missing between two.
 fn list(directory: &Path) -> Result<Vec<Segment>, TailError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => TailError::Absent(directory.to_owned()),
-        _ => TailError::List { path: directory.to_owned(), source },
+    let failed = |source: io::Error| {
+        let path = directory.to_owned();
+        if source.kind() == io::ErrorKind::NotFound {
+            TailError::Absent(path)
+        } else {
+            TailError::List { path, source }
+        }
     };
     let mut segments = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed)?.take(MAX_SEGMENTS) {
@@ -185,7 +191,9 @@ mod tests {
     fn only_names_that_etcd_writes_are_segments() {
         let name = "000000000000000a-0000000000000f00.wal";
         assert_eq!(Segment::parse(name).map(|segment| segment.to_string()).as_deref(), Some(name));
-        for other in ["0.tmp", "0-0.wal", "000000000000000A-0000000000000f00.wal", "x.wal", "a-b.wal.broken", ".wal"] {
+        for other in
+            ["0.tmp", "0-0.wal", "000000000000000A-0000000000000f00.wal", "x.wal", "a-b.wal.broken", ".wal"]
+        {
             assert_eq!(Segment::parse(other), None, "{other}");
         }
     }

@@ -110,10 +110,10 @@ pub fn inspect(config: &Config) -> Result<(Volume, Tail), VolumeError> {
     Ok((found, tail))
 }
 
-/// Whether etcd has made its log's directory.
-pub fn has_log(config: &Config) -> Result<bool, VolumeError> {
-    let path = log_directory(config);
-    fs::exists(&path).map_err(at(&path))
+/// Whether etcd has made its data directory, and in it its log's.
+pub fn has_data_and_log(config: &Config) -> Result<(bool, bool), VolumeError> {
+    let exists = |path: PathBuf| fs::exists(&path).map_err(at(&path));
+    Ok((exists(config.data())?, exists(log_directory(config))?))
 }
 
 fn judge(tail: &mut Tail) -> Result<LogFound, VolumeError> {

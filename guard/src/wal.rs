@@ -262,7 +262,12 @@ impl Log {
 
 /// Reads records until the segment ends. Returns the offset after the last good record, and how it ended; the log
 /// then holds exactly the records before that offset, whatever happened.
-pub fn read_records(source: &mut impl Read, extent: Extent, log: &mut Log, buffer: &mut Vec<u8>) -> (u64, Result<End, Problem>) {
+pub fn read_records(
+    source: &mut impl Read,
+    extent: Extent,
+    log: &mut Log,
+    buffer: &mut Vec<u8>,
+) -> (u64, Result<End, Problem>) {
     let mut offset = extent.offset;
     loop {
         match read_record(source, Extent { offset, ..extent }, log, buffer) {
@@ -279,7 +284,12 @@ enum Step {
     End(End),
 }
 
-fn read_record(source: &mut impl Read, extent: Extent, log: &mut Log, buffer: &mut Vec<u8>) -> Result<Step, Problem> {
+fn read_record(
+    source: &mut impl Read,
+    extent: Extent,
+    log: &mut Log,
+    buffer: &mut Vec<u8>,
+) -> Result<Step, Problem> {
     let mut length = [0; 8];
     match fill(source, &mut length)? {
         0 => return Ok(Step::End(End::Clean)),
