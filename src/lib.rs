@@ -1,2 +1,3 @@
 //! Quorate: a Kubernetes operator for etcd.
 pub mod api;
+pub mod cli;
