@@ -5,6 +5,8 @@
 
 pub mod cluster;
 pub mod condition;
+pub mod duration;
+pub mod quantity;
 pub mod reason;
 pub mod schema;
 

@@ -93,12 +93,86 @@ pub enum Reason {
     PodCreated,
     /// A Pod that had ended or could not start was deleted.
     PodDeleted,
+    /// A volume that never held data was deleted.
+    VolumeDeleted,
+    /// Certificates were made anew.
+    CertificateRenewed,
     /// Another member leads.
     LeaderChanged,
     /// Quorum is back.
     QuorumRegained,
     /// Volumes of an earlier EtcdCluster were taken over.
     VolumesAdopted,
+}
+
+impl Reason {
+    /// Every reason, for whoever must know them all.
+    pub const ALL: &[Self] = &[
+        Self::Healthy,
+        Self::Bootstrapping,
+        Self::Recovering,
+        Self::MemberDown,
+        Self::QuorumLost,
+        Self::NoLeader,
+        Self::Unreachable,
+        Self::AllMembersLost,
+        Self::VolumeMissing,
+        Self::VolumeTerminating,
+        Self::ForeignVolume,
+        Self::DataLost,
+        Self::RolledBack,
+        Self::WalDamaged,
+        Self::VolumeInUse,
+        Self::NameUnresolved,
+        Self::VolumeUnwritable,
+        Self::BadConfiguration,
+        Self::EtcdFailed,
+        Self::Unschedulable,
+        Self::ImagePullFailed,
+        Self::StorageClassMissing,
+        Self::VolumeUnbound,
+        Self::SecretDamaged,
+        Self::CertificateExpiring,
+        Self::CertificateExpired,
+        Self::InvalidSpec,
+        Self::ScalingUnsupported,
+        Self::RollOutPending,
+        Self::ProgressDeadlineExceeded,
+        Self::ClusterIDMismatch,
+        Self::UnknownMember,
+        Self::NothingToAdopt,
+        Self::InvariantViolated,
+        Self::NoSpaceAlarm,
+        Self::CorruptAlarm,
+        Self::OneFailureFromOutage,
+        Self::PausedByUser,
+        Self::Deleting,
+        Self::ReconcileError,
+        Self::Bootstrapped,
+        Self::BootstrapRestarted,
+        Self::PodCreated,
+        Self::PodDeleted,
+        Self::VolumeDeleted,
+        Self::CertificateRenewed,
+        Self::LeaderChanged,
+        Self::QuorumRegained,
+        Self::VolumesAdopted,
+    ];
+
+    /// The reason of that word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.to_string() == word)
+    }
+
+    /// Whether an event with it is of type Normal.
+    pub fn is_good_news(self) -> bool {
+        use Reason as R;
+        matches!(
+            self,
+            R::Healthy | R::Bootstrapping | R::Bootstrapped | R::PodCreated | R::PodDeleted | R::VolumeDeleted | R::LeaderChanged
+                | R::QuorumRegained | R::VolumesAdopted | R::CertificateRenewed | R::PausedByUser | R::Recovering | R::RollOutPending | R::Deleting
+        )
+    }
 }
 
 impl std::fmt::Display for Reason {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -39,7 +39,7 @@ pub(super) struct Arguments {
     etcdctl: PathBuf,
     /// What etcdctl is to do, after `--`, such as: -- endpoint status -w table
     #[arg(last = true, required = true, value_name = "ETCDCTL ARGUMENTS")]
-    pub(super) arguments: Vec<OsString>,
+    pub(super) rest: Vec<OsString>,
 }
 
 /// Flags that say where the cluster is: that is what `ctl` is for, and etcdctl refuses them beside its environment.
@@ -51,7 +51,7 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Runs etcdctl and ends as it does.
 pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
-    refuse_owned(&arguments.arguments)?;
+    refuse_owned(&arguments.rest)?;
     let host = arguments.connection.open().await?;
     let cluster = status::understand(&status::get(&host, &arguments.name).await?)?;
     let credentials = match cluster.spec.tls.mode {
@@ -63,7 +63,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let signals = Signals::watch()?;
     let forward = Forward::open(&host, &pod).await?;
     let mut command = Command::new(&arguments.etcdctl);
-    command.args(&arguments.arguments).kill_on_drop(true);
+    command.args(&arguments.rest).kill_on_drop(true);
     match &credentials {
         Some(credentials) => {
             command.env("ETCDCTL_ENDPOINTS", format!("https://127.0.0.1:{}", forward.port));
@@ -116,8 +116,8 @@ async fn ready_member(host: &Host, cluster: &str) -> anyhow::Result<String> {
     let request = Request { verb: "list", resource: "pods", name: None, namespace: Some(&host.namespace) };
     let found = host.call(request, pods.list(&ListParams::default().labels(&selector))).await?;
     let ready = found.items.iter().find(|pod| is_ready(pod));
-    ready.map(kube::ResourceExt::name_any).ok_or_else(|| {
-        let seen: Vec<String> = found.items.iter().map(|pod| pod.name_any()).collect();
+    ready.map(ResourceExt::name_any).ok_or_else(|| {
+        let seen: Vec<String> = found.items.iter().map(ResourceExt::name_any).collect();
         let seen =
             if seen.is_empty() { "it has none yet".to_owned() } else { format!("seen: {}", seen.join(", ")) };
         Problem::Other(format!(
@@ -161,13 +161,11 @@ impl Signals {
             _ = self.terminate.recv() => child.start_kill().context("could not stop etcdctl")?,
             _ = self.hangup.recv() => child.start_kill().context("could not stop etcdctl")?,
         }
-        match tokio::time::timeout(FAREWELL, child.wait()).await {
-            Ok(ended) => ended.context(lost),
-            Err(_) => {
-                child.start_kill().context("could not stop etcdctl")?;
-                child.wait().await.context(lost)
-            }
+        if let Ok(ended) = tokio::time::timeout(FAREWELL, child.wait()).await {
+            return ended.context(lost);
         }
+        child.start_kill().context("could not stop etcdctl")?;
+        child.wait().await.context(lost)
     }
 }
 

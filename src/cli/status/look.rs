@@ -147,7 +147,7 @@ pub(super) fn grouped(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -155,27 +155,11 @@ pub(super) fn grouped(number: i64) -> String {
     if number < 0 { format!("-{text}") } else { text }
 }
 
-const UNITS: [(&str, u64); 4] = [("Ti", 1 << 40), ("Gi", 1 << 30), ("Mi", 1 << 20), ("Ki", 1 << 10)];
-
-/// `1.7Gi`, `212Mi`: two digits that count at least.
-pub(super) fn size(bytes: u64) -> String {
-    let Some((unit, factor)) = UNITS.iter().find(|(_, factor)| bytes >= *factor) else {
-        return bytes.to_string();
-    };
-    let tenths = bytes.saturating_mul(10) / factor;
-    if tenths < 100 && tenths % 10 != 0 {
-        format!("{}.{}{unit}", tenths / 10, tenths % 10)
-    } else {
-        format!("{}{unit}", tenths / 10)
-    }
-}
-
-/// Reads a quantity such as `1.7Gi`, `500M` or `1024`.
+/// Reads a size for a person, such as `1.7Gi` or `1024`: the answer is for a bar, not for arithmetic.
 pub(super) fn bytes(quantity: &str) -> Option<f64> {
-    const DECIMAL: [(&str, f64); 4] = [("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12)];
-    #[expect(clippy::cast_precision_loss, reason = "the factors are powers of two")]
-    let binary = UNITS.iter().map(|(unit, factor)| (*unit, *factor as f64));
-    let found = binary.chain(DECIMAL).find_map(|(unit, factor)| Some((quantity.strip_suffix(unit)?, factor)));
+    const UNITS: [(&str, i32); 4] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
+    let found =
+        UNITS.iter().find_map(|(unit, power)| Some((quantity.strip_suffix(unit)?, 2_f64.powi(*power))));
     let (number, factor) = found.unwrap_or((quantity, 1.0));
     let number: f64 = number.trim().parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number * factor)
@@ -186,12 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_numbers_are_short() {
-        assert_eq!(size(0), "0");
-        assert_eq!(size(20_480), "20Ki");
-        assert_eq!(size(1_825_361_101), "1.7Gi");
-        assert_eq!(size(1 << 30), "1Gi");
-        assert_eq!(size(222_298_112), "212Mi");
+    fn numbers_are_grouped() {
         assert_eq!(grouped(18_233_412), "18,233,412");
         assert_eq!(grouped(-100), "-100");
         assert_eq!(grouped(i64::MIN), "-9,223,372,036,854,775,808");
@@ -201,7 +180,6 @@ mod tests {
     fn quantities_are_read_in_every_unit() {
         assert_eq!(bytes("2Gi"), Some(2_147_483_648.0));
         assert_eq!(bytes("1.5Ki"), Some(1536.0));
-        assert_eq!(bytes("500M"), Some(500_000_000.0));
         assert_eq!(bytes("17"), Some(17.0));
         for wrong in ["", "Gi", "-1Gi", "NaN", "inf", "many"] {
             assert_eq!(bytes(wrong), None, "{wrong}");

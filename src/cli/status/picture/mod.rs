@@ -3,9 +3,10 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
-use super::look::{Cell, Ink, Look, bytes, grouped, harmless, size, table};
+use super::look::{Cell, Ink, Look, bytes, grouped, harmless, table};
 use super::verdict::{HEALTHY, LEARNER, State, Verdict, Voters, find, judge};
 use crate::api::cluster::MemberStatus;
+use crate::api::quantity::format_bytes;
 use crate::api::reason::Reason;
 use crate::api::{EtcdCluster, EtcdClusterStatus, condition};
 
@@ -58,17 +59,17 @@ pub(super) fn overview(clusters: &[EtcdCluster], with_namespace: bool, look: &Lo
 /// One line that says what a change came to; without a time, so that equal ones can be recognised.
 pub(super) fn line(cluster: &EtcdCluster) -> String {
     let verdict = judge(cluster);
-    let mut text = format!(
+    let text = format!(
         "{}/{} {} - {}",
         cluster.namespace().unwrap_or_default(),
         cluster.name_any(),
         verdict.state.word(),
         verdict.phrase
     );
-    if let Some(worst) = cluster.status.as_ref().and_then(|status| abnormal(status).into_iter().next()) {
-        text.push_str(&format!(". {}", sentence(worst)));
+    match cluster.status.as_ref().and_then(|status| abnormal(status).into_iter().next()) {
+        Some(worst) => format!("{text}. {}", sentence(worst)),
+        None => text,
     }
-    text
 }
 
 fn ink(state: State) -> Ink {
@@ -222,7 +223,7 @@ fn member_row(member: &MemberStatus) -> Vec<Cell> {
         "" => ("-".to_owned(), Ink::Faint),
         reason => (harmless(reason), if is_on_its_way(member) { Ink::Warning } else { Ink::Bad }),
     };
-    let db = member.db_size.and_then(|bytes| u64::try_from(bytes).ok()).map(size);
+    let db = member.db_size.and_then(|bytes| u64::try_from(bytes).ok()).map(format_bytes);
     vec![
         (member.name.clone(), Ink::Plain),
         or_dash(Some(member.role.as_str()).filter(|role| *role != "unknown")),
@@ -340,5 +341,7 @@ fn overview_row(cluster: &EtcdCluster, verdict: &Verdict, look: &Look) -> Vec<Ce
     ]
 }
 
+#[cfg(test)]
+mod samples;
 #[cfg(test)]
 mod tests;

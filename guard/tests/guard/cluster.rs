@@ -1,0 +1,384 @@
+//! Clusters of real etcds, each member under its guard.
+//!
+//! Every member has a loopback address of its own, derived from this process's ID, and ports that the kernel gave:
+//! nothing else listens or dials from there, so tests can run beside each other and beside other etcds.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use quorate_guard::lock;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http;
+use crate::programs::{program, wait_until};
+
+/// A cluster and its folder, which goes with it.
+pub(crate) struct Cluster {
+    pub(crate) minor: &'static str,
+    pub(crate) members: Vec<Member>,
+    folder: TempDir,
+}
+
+/// A member: its volume, its emptyDir, and what its Pod would say.
+#[derive(Clone)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) client: SocketAddr,
+    pub(crate) peer: SocketAddr,
+    pub(crate) volume: PathBuf,
+    pub(crate) state: PathBuf,
+    minor: &'static str,
+    folder: PathBuf,
+    variables: BTreeMap<&'static str, String>,
+    flags: BTreeMap<&'static str, String>,
+}
+
+/// A running guard. Dropped, it and its etcd are killed.
+pub(crate) struct Guard {
+    child: Child,
+    ended: bool,
+    volume: PathBuf,
+    folder: PathBuf,
+}
+
+/// How a guard ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) signal: Option<i32>,
+    /// The termination message.
+    pub(crate) report: Value,
+    /// The log of this container only.
+    pub(crate) log: String,
+}
+
+impl Cluster {
+    /// Members that are not started yet, set up for a static bootstrap.
+    pub(crate) fn new(minor: &'static str, size: usize) -> Self {
+        let folder = TempDir::new().unwrap();
+        let mut members: Vec<_> = (0..size).map(|number| Member::new(minor, folder.path(), number)).collect();
+        let all: Vec<_> = members.iter().map(Member::initial).collect();
+        for member in &mut members {
+            member.flags.insert("initial-cluster", all.join(","));
+        }
+        Self { minor, members, folder }
+    }
+
+    /// One more member, which is not in anybody's flags.
+    pub(crate) fn spare(&self, number: usize) -> Member {
+        Member::new(self.minor, self.folder.path(), number)
+    }
+
+    /// Starts all members and waits until the cluster answers.
+    pub(crate) fn start(&self) -> Vec<Guard> {
+        let guards: Vec<_> = self.members.iter().map(Member::start).collect();
+        for member in &self.members {
+            member.wait_until_serving();
+        }
+        guards
+    }
+
+    /// Asks one member through etcdctl.
+    pub(crate) fn ctl(&self, member: usize, arguments: &[&str]) -> Result<Value, String> {
+        let Output { status, stdout, stderr } = Command::new(program(self.minor, "etcdctl"))
+            .args([
+                "--endpoints",
+                &self.members[member].client.to_string(),
+                "--command-timeout=10s",
+                "-w",
+                "json",
+            ])
+            .args(arguments)
+            .output()
+            .unwrap();
+        if status.success() {
+            serde_json::from_slice(&stdout).map_err(|error| error.to_string())
+        } else {
+            Err(String::from_utf8_lossy(&stderr).into_owned())
+        }
+    }
+
+    /// A membership change is refused until enough members have been connected for five seconds.
+    pub(crate) fn ctl_until_accepted(&self, member: usize, arguments: &[&str]) -> Value {
+        let mut accepted = None;
+        wait_until("etcd accepts the membership change", || {
+            accepted = self.ctl(member, arguments).ok();
+            accepted.is_some()
+        });
+        accepted.unwrap()
+    }
+}
+
+impl Member {
+    fn new(minor: &'static str, folder: &Path, number: usize) -> Self {
+        let name = format!("main-{number}");
+        let folder = folder.join(&name);
+        let (volume, state) = (folder.join("volume"), folder.join("state"));
+        fs::create_dir_all(&volume).unwrap();
+        fs::create_dir_all(&state).unwrap();
+        let address = own_address();
+        let (client, peer) = free_ports(address);
+        let (client_url, peer_url) = (format!("http://{client}"), format!("http://{peer}"));
+        let flags = BTreeMap::from([
+            ("advertise-client-urls", client_url.clone()),
+            ("election-timeout", "500".to_owned()),
+            ("heartbeat-interval", "50".to_owned()),
+            ("initial-advertise-peer-urls", peer_url.clone()),
+            ("initial-cluster", format!("{name}={peer_url}")),
+            ("initial-cluster-state", "new".to_owned()),
+            ("initial-cluster-token", "tests/main/uid".to_owned()),
+            ("listen-client-urls", client_url),
+            ("listen-peer-urls", peer_url),
+            ("name", name.clone()),
+        ]);
+        let variables = BTreeMap::from([
+            ("QUORATE_CLUSTER_UID", "uid".to_owned()),
+            ("QUORATE_EXPECT_STAMP", "false".to_owned()),
+            ("QUORATE_INCARNATION", "0".to_owned()),
+            ("QUORATE_MEMBER", name.clone()),
+        ]);
+        Self { name, client, peer, volume, state, minor, folder, variables, flags }
+    }
+
+    /// As `--initial-cluster` has it.
+    pub(crate) fn initial(&self) -> String {
+        format!("{}=http://{}", self.name, self.peer)
+    }
+
+    /// The member with another variable in its Pod.
+    pub(crate) fn variable(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.variables.insert(name, value.to_string());
+        self
+    }
+
+    /// The member with another flag.
+    pub(crate) fn flag(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.flags.insert(name, value.to_string());
+        self
+    }
+
+    /// The member in a Pod made anew: its emptyDir is empty.
+    pub(crate) fn in_new_pod(self) -> Self {
+        fs::remove_dir_all(&self.state).unwrap();
+        fs::create_dir_all(&self.state).unwrap();
+        self
+    }
+
+    /// etcd's own directory.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.volume.join("data/member")
+    }
+
+    /// The stamp on the volume.
+    pub(crate) fn stamp(&self) -> Value {
+        let bytes = fs::read(self.volume.join("quorate.json")).unwrap_or_default();
+        serde_json::from_slice(&bytes).unwrap_or_default()
+    }
+
+    /// Starts the guard, which starts etcd.
+    pub(crate) fn start(&self) -> Guard {
+        let (log, message) = (self.folder.join("log"), self.folder.join("message"));
+        drop(fs::remove_file(&message));
+        let log = File::create(log).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_quorate-guard"))
+            .arg("--")
+            .arg(program(self.minor, "etcd"))
+            .arg(format!("--data-dir={}", self.volume.join("data").display()))
+            .args(self.flags.iter().map(|(flag, value)| format!("--{flag}={value}")))
+            .env_clear()
+            .envs(&self.variables)
+            .env("QUORATE_VOLUME", &self.volume)
+            .env("QUORATE_STATE", &self.state)
+            .env("QUORATE_TERMINATION_LOG", message)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Guard { child, ended: false, volume: self.volume.clone(), folder: self.folder.clone() }
+    }
+
+    /// Starts the guard and waits for its end.
+    pub(crate) fn run(&self) -> Ended {
+        self.start().wait()
+    }
+
+    /// The guard must refuse for this cause, and etcd must not have been started.
+    pub(crate) fn assert_refused(&self, cause: &str) {
+        let before = self.data_listing();
+        let ended = self.run();
+        assert_eq!(ended.report["cause"], cause, "{ended:#?}");
+        assert_eq!((ended.code, ended.report["exit"].as_i64()), (Some(78), Some(78)), "{ended:#?}");
+        assert!(!ended.log.contains("etcd-version"), "etcd was started: {}", ended.log);
+        assert_eq!(self.data_listing(), before, "a refused volume was changed");
+    }
+
+    fn data_listing(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(&self.volume)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Waits until a linearizable read succeeds.
+    pub(crate) fn wait_until_serving(&self) {
+        wait_until(&format!("{} serves", self.name), || http::count(self.client, 'x').is_ok());
+    }
+
+    /// Starts and waits until it serves.
+    pub(crate) fn serve(&self) -> Guard {
+        let guard = self.start();
+        self.wait_until_serving();
+        guard
+    }
+
+    /// Writes keys `<prefix>0…`, each acknowledged.
+    pub(crate) fn put_many(&self, prefix: char, count: u32) {
+        for number in 0..count {
+            http::put(self.client, &format!("{prefix}{number}"), "value").unwrap();
+        }
+    }
+}
+
+impl Guard {
+    /// Sends a signal to the guard.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// The guard's log so far.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.folder.join("log")).unwrap()).into_owned()
+    }
+
+    /// etcd's process; waits until there is one.
+    pub(crate) fn etcd(&self) -> Pid {
+        let id = self.child.id();
+        let mut etcd = None;
+        wait_until("the guard has started etcd", || {
+            let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+            etcd = children
+                .split_whitespace()
+                .next()
+                .and_then(|child| child.parse().ok())
+                .and_then(Pid::from_raw);
+            etcd.is_some()
+        });
+        etcd.unwrap()
+    }
+
+    /// Kills etcd; the guard sees it and reports.
+    pub(crate) fn kill_etcd(self) -> Ended {
+        kill_process(self.etcd(), Signal::KILL).unwrap();
+        self.wait()
+    }
+
+    /// Stops etcd as the kubelet would.
+    pub(crate) fn stop(self) -> Ended {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// The crash of a node: both at once, nothing is reported.
+    pub(crate) fn crash(self) {
+        drop(self);
+    }
+
+    /// Kills the guard alone.
+    pub(crate) fn kill_guard_only(&self) {
+        self.signal(Signal::KILL);
+        wait_until("the guard is gone", || self.stat().is_none_or(|state| state == 'Z'));
+    }
+
+    /// Waits for the guard's end.
+    pub(crate) fn wait(mut self) -> Ended {
+        let mut status = None;
+        wait_until("the guard ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        self.ended = true;
+        let status = status.unwrap();
+        let message = fs::read(self.folder.join("message")).unwrap_or_default();
+        let report = serde_json::from_slice(&message).unwrap_or_default();
+        Ended { code: status.code(), signal: status.signal(), report, log: self.log() }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// The state letter of the guard's process.
+    fn stat(&self) -> Option<char> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        stat.rsplit(") ").next()?.chars().next()
+    }
+}
+
+impl Drop for Guard {
+    /// Kills the guard's process group, so also an etcd that it is just starting, or that outlived it. The guard
+    /// itself is reaped only after that: until then the group's number cannot be another's.
+    fn drop(&mut self) {
+        if !self.ended {
+            drop(kill_process_group(self.pid(), Signal::KILL));
+            drop(self.child.wait());
+            wait_until("etcd is gone", || lock::take(&self.volume).is_ok());
+        }
+    }
+}
+
+/// Copies a directory.
+pub(crate) fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Replaces a directory by another.
+pub(crate) fn replace(directory: &Path, by: &Path) {
+    fs::remove_dir_all(directory).unwrap();
+    copy(by, directory);
+}
+
+/// Swaps two directories.
+pub(crate) fn swap(one: &Path, other: &Path) {
+    let aside = one.with_extension("aside");
+    fs::rename(one, &aside).unwrap();
+    fs::rename(other, one).unwrap();
+    fs::rename(&aside, other).unwrap();
+}
+
+fn own_address() -> IpAddr {
+    static USED: AtomicU32 = AtomicU32::new(0);
+    let octet = |number: u32| u8::try_from(number % 250 + 2).unwrap();
+    let process = std::process::id();
+    IpAddr::V4(Ipv4Addr::new(
+        127,
+        octet(process),
+        octet(process / 250),
+        octet(USED.fetch_add(1, Ordering::Relaxed)),
+    ))
+}
+
+/// Both at once, so that they differ.
+fn free_ports(address: IpAddr) -> (SocketAddr, SocketAddr) {
+    let listeners = [(); 2].map(|()| TcpListener::bind((address, 0)).unwrap());
+    let [client, peer] = listeners.each_ref().map(|listener| listener.local_addr().unwrap());
+    (client, peer)
+}

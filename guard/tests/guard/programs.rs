@@ -1,0 +1,46 @@
+//! Where real etcd is, and how to wait.
+
+use std::env;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than anything takes on a busy machine with two cores.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The minors that are supported.
+pub(crate) const MINORS: [&str; 3] = ["3.5", "3.6", "3.7"];
+
+/// The path of a program of one minor.
+pub(crate) fn program(minor: &str, name: &str) -> PathBuf {
+    let Some(folder) = env::var_os("QUORATE_BIN") else {
+        panic!(
+            "QUORATE_BIN is not set: run `export QUORATE_BIN=$(cargo cluster programs)`, then this test again"
+        );
+    };
+    let path = PathBuf::from(folder).join(format!("etcd-{minor}")).join(name);
+    assert!(path.exists(), "QUORATE_BIN has no {}; `cargo cluster programs` builds it", path.display());
+    path
+}
+
+/// Runs a test on every minor at once.
+pub(crate) fn on_every_minor(test: impl Fn(&'static str) + Sync) {
+    thread::scope(|scope| {
+        let runs = MINORS.map(|minor| {
+            let test = &test;
+            scope.spawn(move || test(minor))
+        });
+        for (minor, run) in MINORS.iter().zip(runs) {
+            assert!(run.join().is_ok(), "failed on etcd {minor}; its panic is above");
+        }
+    });
+}
+
+/// Waits for a condition, with a deadline.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}

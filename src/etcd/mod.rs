@@ -1,0 +1,13 @@
+//! Everything we know of etcd itself.
+//!
+//! Separate because mirrors and backups run where there is no Kubernetes.
+//! **Invariant:** neither kube nor k8s-openapi in this room.
+
+pub mod connect;
+pub mod flags;
+pub mod identity;
+pub mod quorum;
+pub mod survey;
+pub mod version;
+
+pub use identity::{ClusterId, MemberId};

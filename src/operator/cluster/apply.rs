@@ -1,0 +1,166 @@
+//! Carries a plan out. Every write asks first whether this replica may still write; what takes something away
+//! names the very object that it is about, so a stale premise is refused by the apiserver.
+
+use std::collections::BTreeMap;
+
+use kube::Api;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::GroupVersionKind;
+use serde_json::{Value, json};
+
+use super::credentials::{LeafState, SecretState};
+use super::desired::Desired;
+use super::issue::{IssueError, issue_authority, issue_leaf};
+use super::manifests::metadata;
+use super::observed::Observed;
+use super::plan::{Ensure, Plan, Premise, Step};
+use crate::api::reason::Reason;
+use crate::operator::context::{Context, NoAuthority, REQUEST_DEADLINE};
+use crate::operator::names;
+
+/// What was done, for events.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Whether anything was written: then it is worth looking again at once.
+    pub changed: bool,
+    /// What a person may want to read.
+    pub notes: Vec<(Reason, String)>,
+}
+
+/// A write failed. Writes before it stand; each can be repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The lease is lost.
+    #[error("not written")]
+    NoAuthority(#[from] NoAuthority),
+    /// The apiserver refused.
+    #[error("cannot {verb} {what}")]
+    Refused {
+        /// What was tried.
+        verb: &'static str,
+        /// On which object.
+        what: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// The apiserver did not answer: whether it was done is unknown.
+    #[error("no answer within {}s when trying to {verb} {what}", REQUEST_DEADLINE.as_secs())]
+    Deadline {
+        /// What was tried.
+        verb: &'static str,
+        /// On which object.
+        what: String,
+    },
+    /// A certificate could not be made.
+    #[error("no certificate")]
+    Issue(#[from] IssueError),
+}
+
+impl ApplyError {
+    /// Whether somebody else was faster: look again at once.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused { source: kube::Error::Api(status), .. } if status.code == 409)
+    }
+}
+
+/// Does what the plan says, in its order.
+pub async fn apply(context: &Context, desired: &Desired, observed: &Observed, plan: &Plan) -> Result<Applied, ApplyError> {
+    let mut applied = Applied::default();
+    for ensure in &plan.ensure {
+        match ensure {
+            Ensure::Authority => create_authority(context, desired).await?,
+            Ensure::Leaf(leaf) => {
+                let SecretState::Usable(authority) = &observed.credentials.authority else { continue };
+                let data = issue_leaf(desired, leaf, authority, context.now())?;
+                let type_ = if data.contains_key("tls.crt") { "kubernetes.io/tls" } else { "Opaque" };
+                patch(context, desired, "Secret", &secret(desired, &leaf.secret, type_, &data)).await?;
+                if let Some(LeafState::Renew(why)) = observed.credentials.leafs.get(&leaf.secret) {
+                    applied.notes.push((Reason::CertificateRenewed, format!("the certificates in {} were made anew: {why}", leaf.secret)));
+                }
+            }
+            Ensure::Apply { kind, manifest } => patch(context, desired, kind, manifest).await?,
+            Ensure::Create { kind, manifest } => create(context, desired, kind, manifest).await?,
+        }
+        applied.changed = true;
+    }
+    if let Some(step) = &plan.step {
+        let (kind, premise) = match step {
+            Step::DeletePod(premise) => ("Pod", premise),
+            Step::DeleteVolume(premise) => ("PersistentVolumeClaim", premise),
+        };
+        delete(context, desired, kind, premise).await?;
+        let reason = if kind == "Pod" { Reason::PodDeleted } else { Reason::VolumeDeleted };
+        applied.notes.push((reason, format!("{kind} {} was deleted: {}", premise.name, premise.why)));
+        applied.changed = true;
+    }
+    Ok(applied)
+}
+
+async fn create_authority(context: &Context, desired: &Desired) -> Result<(), ApplyError> {
+    let data = issue_authority(desired, context.now())?;
+    let manifest = secret(desired, &names::authority(&desired.name), "Opaque", &data);
+    create(context, desired, "Secret", &manifest).await
+}
+
+fn secret(desired: &Desired, name: &str, type_: &str, data: &BTreeMap<String, String>) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata(desired, name), "type": type_, "stringData": data})
+}
+
+fn api(context: &Context, desired: &Desired, kind: &str) -> Api<DynamicObject> {
+    let group = match kind {
+        "PodDisruptionBudget" => "policy",
+        _ => "",
+    };
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind));
+    Api::namespaced_with(context.client.clone(), &desired.namespace, &resource)
+}
+
+/// Server-side apply: we say what is ours, and take it back from whoever changed it.
+async fn patch(context: &Context, desired: &Desired, kind: &'static str, manifest: &Value) -> Result<(), ApplyError> {
+    let name = name_of(manifest);
+    let parameters = PatchParams::apply(names::MANAGER).force();
+    let api = api(context, desired, kind);
+    write(context, "apply", format!("{kind} {name}"), api.patch(&name, &parameters, &Patch::Apply(manifest))).await?;
+    Ok(())
+}
+
+/// Creation: an object of that name that exists already is somebody's, and stays as it is.
+async fn create(context: &Context, desired: &Desired, kind: &'static str, manifest: &Value) -> Result<(), ApplyError> {
+    let name = name_of(manifest);
+    let bug = |source| ApplyError::Refused { verb: "create", what: format!("{kind} {name}"), source: kube::Error::SerdeError(source) };
+    let object: DynamicObject = serde_json::from_value(manifest.clone()).map_err(bug)?;
+    let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
+    let api = api(context, desired, kind);
+    match write(context, "create", format!("{kind} {name}"), api.create(&parameters, &object)).await {
+        Err(error) if error.is_conflict() => Ok(()),
+        done => done.map(|_| ()),
+    }
+}
+
+async fn delete(context: &Context, desired: &Desired, kind: &'static str, premise: &Premise) -> Result<(), ApplyError> {
+    let preconditions =
+        Preconditions { uid: Some(premise.uid.clone()), resource_version: Some(premise.resource_version.clone()) };
+    let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let api = api(context, desired, kind);
+    write(context, "delete", format!("{kind} {}", premise.name), api.delete(&premise.name, &parameters)).await?;
+    Ok(())
+}
+
+fn name_of(manifest: &Value) -> String {
+    manifest.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// The one gate through which every write goes.
+pub(super) async fn write<T>(
+    context: &Context,
+    verb: &'static str,
+    what: String,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ApplyError> {
+    context.authority.check()?;
+    match tokio::time::timeout(REQUEST_DEADLINE, request).await {
+        Err(_) => Err(ApplyError::Deadline { verb, what }),
+        Ok(Err(source)) => Err(ApplyError::Refused { verb, what, source }),
+        Ok(Ok(done)) => Ok(done),
+    }
+}

@@ -1,0 +1,64 @@
+//! A member's PersistentVolumeClaim: the member's record.
+
+use serde_json::{Value, json};
+
+use super::super::desired::Desired;
+use super::{labels, owner};
+use crate::api::cluster::{AccessMode, OnDelete};
+use crate::etcd::{ClusterId, MemberId};
+use crate::operator::names;
+
+/// A new volume. It is created, never applied: an existing one of that name is somebody's data.
+pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
+    let storage = &desired.spec.storage;
+    let access_mode = match storage.access_mode {
+        AccessMode::ReadWriteOnce => "ReadWriteOnce",
+        AccessMode::ReadWriteOncePod => "ReadWriteOncePod",
+    };
+    let mut labels = labels(desired);
+    labels.insert(names::MEMBER.to_owned(), member.into());
+    let mut metadata = json!({
+        "name": member,
+        "namespace": desired.namespace,
+        "labels": labels,
+        "annotations": {names::STATE: "joining", names::INCARNATION: incarnation.to_string()},
+    });
+    set_owner(desired, &mut metadata);
+    let mut spec = json!({
+        "accessModes": [access_mode],
+        "resources": {"requests": {"storage": storage.size}},
+    });
+    if let (Some(class), Some(spec)) = (&storage.storage_class_name, spec.as_object_mut()) {
+        spec.insert("storageClassName".to_owned(), class.as_str().into());
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+}
+
+/// What is known of the member, applied onto its volume; the UID is the premise.
+pub fn record(desired: &Desired, member: &str, uid: &str, identity: Option<(ClusterId, MemberId)>) -> Value {
+    let mut labels = labels(desired);
+    labels.insert(names::MEMBER.to_owned(), member.into());
+    let mut metadata = json!({
+        "name": member,
+        "namespace": desired.namespace,
+        "uid": uid,
+        "labels": labels,
+    });
+    set_owner(desired, &mut metadata);
+    if let (Some((cluster, id)), Some(metadata)) = (identity, metadata.as_object_mut()) {
+        let annotations = json!({
+            names::STATE: "member",
+            names::CLUSTER_ID: cluster.to_string(),
+            names::MEMBER_ID: id.to_string(),
+        });
+        metadata.insert("annotations".to_owned(), annotations);
+    }
+    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata})
+}
+
+/// Volumes outlive the EtcdCluster unless `onDelete: Delete`; the owner reference is what makes them go.
+fn set_owner(desired: &Desired, metadata: &mut Value) {
+    if let (OnDelete::Delete, Some(metadata)) = (desired.spec.storage.on_delete, metadata.as_object_mut()) {
+        metadata.insert("ownerReferences".to_owned(), owner(desired));
+    }
+}

@@ -1,0 +1,186 @@
+//! Looks at Kubernetes and at etcd. Reads only, and reads anew: nothing here comes from a cache.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
+use k8s_openapi::NamespaceResourceScope;
+use kube::api::ListParams;
+use kube::{Api, Resource, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::credentials::{self, Credentials, LeafState, SecretState};
+use super::desired::Desired;
+use super::observed::{MemberPod, Observed, Record, Volume};
+use crate::api::cluster::EtcdClusterStatus;
+use crate::etcd::connect::Address;
+use crate::etcd::flags::CLIENT_PORT;
+use crate::etcd::survey::survey;
+use crate::operator::context::{Context, REQUEST_DEADLINE};
+use crate::operator::names;
+
+/// Kubernetes could not be read: nothing is known, so nothing is done.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// A request failed.
+    #[error("cannot read {what}")]
+    Read {
+        /// What was asked for.
+        what: String,
+        /// Why.
+        source: kube::Error,
+    },
+    /// A request took too long.
+    #[error("no answer within {}s when reading {what}", REQUEST_DEADLINE.as_secs())]
+    Deadline {
+        /// What was asked for.
+        what: String,
+    },
+}
+
+/// One look.
+pub async fn observe(
+    context: &Context,
+    desired: &Desired,
+    status: Option<&EtcdClusterStatus>,
+) -> Result<Observed, ObserveError> {
+    let mut record = Record::of(status);
+    let (pods, volumes, children, credentials) = tokio::try_join!(
+        pods(context, desired),
+        volumes(context, desired),
+        children(context, desired),
+        certificates(context, desired, &record),
+    )?;
+    let missing_storage_class = missing_storage_class(context, &volumes).await?;
+    let answers = survey(addresses(desired, &pods), credentials.operator.as_ref()).await;
+    raise_marks(context, desired, &mut record, &pods, &answers);
+    Ok(Observed { record, volumes, pods, credentials, children, missing_storage_class, survey: answers })
+}
+
+async fn read<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ObserveError> {
+    match tokio::time::timeout(REQUEST_DEADLINE, request).await {
+        Err(_) => Err(ObserveError::Deadline { what: what.to_owned() }),
+        Ok(Err(source)) => Err(ObserveError::Read { what: what.to_owned(), source }),
+        Ok(Ok(found)) => Ok(found),
+    }
+}
+
+async fn pods(context: &Context, desired: &Desired) -> Result<BTreeMap<String, MemberPod>, ObserveError> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &desired.namespace);
+    let selector = ListParams::default().labels(&format!("{}={}", names::CLUSTER, desired.name));
+    let list = read("Pods", api.list(&selector)).await?;
+    let now = context.now();
+    Ok(list.items.iter().filter(|pod| is_member_name(desired, *pod)).map(|pod| (pod.name_any(), MemberPod::of(pod, now))).collect())
+}
+
+/// Volumes are found by name, not by label: one without our labels in a member's place must be seen too.
+async fn volumes(context: &Context, desired: &Desired) -> Result<BTreeMap<String, Volume>, ObserveError> {
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &desired.namespace);
+    let list = read("PersistentVolumeClaims", api.list(&ListParams::default())).await?;
+    Ok(list.items.iter().filter(|claim| is_member_name(desired, *claim)).map(|claim| (claim.name_any(), Volume::of(claim))).collect())
+}
+
+fn is_member_name<K: ResourceExt>(desired: &Desired, object: &K) -> bool {
+    names::serial(&desired.name, &object.name_any()).is_some()
+}
+
+async fn children(context: &Context, desired: &Desired) -> Result<BTreeMap<(&'static str, String), Value>, ObserveError> {
+    let found = tokio::try_join!(
+        child::<Service>(context, desired, "Service", desired.name.clone()),
+        child::<Service>(context, desired, "Service", names::peers(&desired.name)),
+        child::<PodDisruptionBudget>(context, desired, "PodDisruptionBudget", desired.name.clone()),
+        child::<ConfigMap>(context, desired, "ConfigMap", names::connection(&desired.name)),
+    )?;
+    let found = [found.0, found.1, found.2, found.3];
+    Ok(found.into_iter().flatten().collect())
+}
+
+type Child = ((&'static str, String), Value);
+
+/// One child as JSON. A list item carries no kind, so it is put back in for the comparison.
+async fn child<K>(context: &Context, desired: &Desired, kind: &'static str, name: String) -> Result<Option<Child>, ObserveError>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+{
+    let api: Api<K> = Api::namespaced(context.client.clone(), &desired.namespace);
+    let found = read(&format!("{kind} {name}"), api.get_opt(&name)).await?;
+    let json = found.and_then(|object| serde_json::to_value(object).ok());
+    Ok(json.map(|json| ((kind, name), json)))
+}
+
+async fn certificates(context: &Context, desired: &Desired, record: &Record) -> Result<Credentials, ObserveError> {
+    if !desired.tls() {
+        return Ok(Credentials::default());
+    }
+    let api: Api<Secret> = Api::namespaced(context.client.clone(), &desired.namespace);
+    let authority = names::authority(&desired.name);
+    let wanted = credentials::wanted(desired, &record.member_names(&desired.name));
+    let names: Vec<&String> = std::iter::once(&authority).chain(wanted.iter().map(|leaf| &leaf.secret)).collect();
+    let requests = names.iter().map(async |name| read(&format!("Secret {name}"), api.get_opt(name)).await);
+    let mut secrets = futures::future::try_join_all(requests).await?.into_iter();
+    let authority = credentials::authority(secrets.next().flatten().as_ref());
+    let now = context.now();
+    let mut leafs = BTreeMap::new();
+    let mut operator = None;
+    for (leaf, secret) in wanted.iter().zip(secrets) {
+        let Some(secret) = secret else { continue };
+        if leaf.kind == credentials::LeafKind::Operator {
+            operator = credentials::operator_identity(Some(&secret));
+        }
+        let state = match &authority {
+            SecretState::Usable(authority) => credentials::leaf(leaf, &secret, authority, now),
+            SecretState::Missing | SecretState::Damaged(_) => LeafState::Unjudged,
+        };
+        leafs.insert(leaf.secret.clone(), state);
+    }
+    Ok(Credentials { authority, leafs, operator })
+}
+
+/// Asked only while a volume is unbound, so that a quiet cluster needs no right to read storage classes.
+async fn missing_storage_class(context: &Context, volumes: &BTreeMap<String, Volume>) -> Result<Option<String>, ObserveError> {
+    let unbound = volumes.values().filter(|volume| !volume.bound).find_map(|volume| volume.storage_class.clone());
+    let Some(class) = unbound.filter(|class| !class.is_empty()) else { return Ok(None) };
+    let api: Api<StorageClass> = Api::all(context.client.clone());
+    let found = read(&format!("StorageClass {class}"), api.get_opt(&class)).await?;
+    Ok(found.is_none().then_some(class))
+}
+
+fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {
+    let address = |name: &String, pod: &MemberPod| {
+        let ip = pod.ip.clone().filter(|_| pod.running)?;
+        let dial = if ip.contains(':') { format!("[{ip}]:{CLIENT_PORT}") } else { format!("{ip}:{CLIENT_PORT}") };
+        Some((name.clone(), Address { dial, name: desired.address(name) }))
+    };
+    pods.iter()
+        .filter(|(_, pod)| pod.owner_uid.as_deref() == Some(desired.uid.as_str()))
+        .filter_map(|(name, pod)| address(name, pod))
+        .collect()
+}
+
+/// Marks come from the status, from what members answer, and from a guard's last words.
+fn raise_marks(
+    context: &Context,
+    desired: &Desired,
+    record: &mut Record,
+    pods: &BTreeMap<String, MemberPod>,
+    answers: &crate::etcd::survey::Survey,
+) {
+    for name in record.members.keys() {
+        let stored = record.high_water.get(name).copied().unwrap_or_default();
+        let mut highest = context.raise_mark(&desired.uid, name, stored);
+        if let Some(Ok(answer)) = answers.get(name) {
+            highest = context.raise_mark(&desired.uid, name, (answer.raft_term, answer.applied_index));
+        }
+        let words = pods.get(name).and_then(|pod| pod.last_exit.as_ref());
+        // A refusal tells of a volume that is not trusted.
+        if let Some((term, index)) = words.filter(|words| words.cause.is_none()).and_then(|words| words.term.zip(words.index)) {
+            highest = context.raise_mark(&desired.uid, name, (term, index));
+        }
+        if highest != (0, 0) {
+            record.high_water.insert(name.clone(), highest);
+        }
+    }
+}

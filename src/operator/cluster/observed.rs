@@ -1,0 +1,279 @@
+//! The picture that [`super::plan`] decides on: Kubernetes and etcd, each as it answered.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::credentials::Credentials;
+use crate::api::cluster::{BootstrapStatus, EtcdClusterStatus};
+use crate::etcd::survey::Survey;
+use crate::etcd::{ClusterId, MemberId};
+use crate::operator::names;
+
+/// A Pod that was made together with its volume is called unschedulable for a moment: that is not worth a word.
+const SCHEDULING: jiff::SignedDuration = jiff::SignedDuration::from_secs(4);
+
+/// Everything that was seen in one look.
+#[derive(Debug)]
+pub struct Observed {
+    /// What the status has on record.
+    pub record: Record,
+    /// Volumes whose names are those of members, by name.
+    pub volumes: BTreeMap<String, Volume>,
+    /// Pods whose names are those of members, by name.
+    pub pods: BTreeMap<String, MemberPod>,
+    /// Secrets with certificates.
+    pub credentials: Credentials,
+    /// Services, PodDisruptionBudget and ConfigMap as they are now, by kind and name.
+    pub children: BTreeMap<(&'static str, String), Value>,
+    /// A storage class that is asked for and does not exist.
+    pub missing_storage_class: Option<String>,
+    /// What each running member answered.
+    pub survey: Survey,
+}
+
+/// The part of the status that is a record, not a report: it decides what may be done.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    /// The first start.
+    pub bootstrap: Option<BootstrapStatus>,
+    /// The cluster, once all first volumes carry its ID.
+    pub cluster_id: Option<ClusterId>,
+    /// The members and their IDs, from the same moment on.
+    pub members: BTreeMap<String, MemberId>,
+    /// Marks last surveyed: (term, applied index) by member.
+    pub high_water: BTreeMap<String, (u64, u64)>,
+}
+
+/// A PersistentVolumeClaim of a member's name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Volume {
+    /// Its UID.
+    pub uid: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// The EtcdCluster that it belongs to; `None`: nobody of ours made it.
+    pub cluster_uid: Option<String>,
+    /// Whether it is bound.
+    pub bound: bool,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Its storage class.
+    pub storage_class: Option<String>,
+    /// Cluster and member on record.
+    pub identity: Option<(ClusterId, MemberId)>,
+    /// Incarnation of its data.
+    pub incarnation: u32,
+}
+
+/// A Pod of a member's name.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct MemberPod {
+    /// Its UID.
+    pub uid: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// The EtcdCluster that owns it.
+    pub owner_uid: Option<String>,
+    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`.
+    pub phase: String,
+    /// Its address.
+    pub ip: Option<String>,
+    /// Its node.
+    pub node: Option<String>,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Whether the kubelet calls it ready.
+    pub ready: bool,
+    /// Hash of the template that it was made from.
+    pub template: Option<String>,
+    /// Whether clients reach it through the Service.
+    pub voter_label: bool,
+    /// Whether the etcd container runs now.
+    pub running: bool,
+    /// Whether the etcd container ever ran.
+    pub ran: bool,
+    /// Why the scheduler finds no node.
+    pub unschedulable: Option<String>,
+    /// Why a container waits (`ImagePullBackOff: …`).
+    pub waiting: Option<String>,
+    /// The guard's last words.
+    pub last_exit: Option<GuardReport>,
+}
+
+/// What the guard wrote as the termination message.
+#[derive(Clone, Debug, PartialEq, Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GuardReport {
+    /// etcd's exit code.
+    pub exit: Option<i32>,
+    /// The signal that ended etcd.
+    pub signal: Option<i32>,
+    /// Why the guard refused, as one of our reasons.
+    pub cause: Option<String>,
+    /// The guard's sentence.
+    pub message: Option<String>,
+    /// etcd's last fatal or panic lines.
+    pub lines: Vec<String>,
+    /// Term of the last entry in the log.
+    pub term: Option<u64>,
+    /// Index of the last entry in the log.
+    pub index: Option<u64>,
+}
+
+impl Record {
+    /// Reads the record out of a status. IDs that do not parse are as good as none.
+    pub fn of(status: Option<&EtcdClusterStatus>) -> Self {
+        let Some(status) = status else { return Self::default() };
+        let named = |member: &crate::api::cluster::MemberStatus| {
+            let id = member.member_id.as_deref()?.parse().ok()?;
+            Some((member.name.clone(), id))
+        };
+        let mark = |member: &crate::api::cluster::MemberStatus| {
+            let term = u64::try_from(member.raft_term?).ok()?;
+            Some((member.name.clone(), (term, u64::try_from(member.raft_index?).ok()?)))
+        };
+        Self {
+            bootstrap: status.bootstrap.clone(),
+            cluster_id: status.cluster_id.as_deref().and_then(|id| id.parse().ok()),
+            members: status.members.iter().filter_map(named).collect(),
+            high_water: status.members.iter().filter_map(mark).collect(),
+        }
+    }
+
+    /// Names of the members that should exist: those on record, before that those of the first start.
+    pub fn member_names(&self, cluster: &str) -> Vec<String> {
+        if self.cluster_id.is_some() {
+            return self.members.keys().cloned().collect();
+        }
+        let serials = self.bootstrap.as_ref().map(|bootstrap| bootstrap.serials.clone()).unwrap_or_default();
+        serials.into_iter().map(|serial| names::member(cluster, serial)).collect()
+    }
+}
+
+impl Volume {
+    /// Reads a claim.
+    pub fn of(claim: &PersistentVolumeClaim) -> Self {
+        let annotation = |name: &str| claim.annotations().get(name).map(String::as_str);
+        let identity = annotation(names::CLUSTER_ID)
+            .and_then(|id| id.parse().ok())
+            .zip(annotation(names::MEMBER_ID).and_then(|id| id.parse().ok()));
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        Self {
+            uid: claim.uid().unwrap_or_default(),
+            resource_version: claim.resource_version().unwrap_or_default(),
+            cluster_uid: claim.labels().get(names::CLUSTER_UID).cloned(),
+            bound: phase == Some("Bound"),
+            deleting: claim.metadata.deletion_timestamp.is_some(),
+            storage_class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
+            identity,
+            incarnation: annotation(names::INCARNATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
+        }
+    }
+}
+
+impl MemberPod {
+    /// Reads a Pod.
+    pub fn of(pod: &Pod, now: jiff::Timestamp) -> Self {
+        let status = pod.status.clone().unwrap_or_default();
+        let containers = status.container_statuses.clone().unwrap_or_default();
+        let etcd = containers.iter().find(|container| container.name == "etcd");
+        let condition = |type_: &str| {
+            status.conditions.iter().flatten().find(|condition| condition.type_ == type_).cloned()
+        };
+        let unschedulable = condition("PodScheduled")
+            .filter(|condition| condition.status == "False")
+            .filter(|condition| condition.last_transition_time.as_ref().is_some_and(|since| since.0 + SCHEDULING < now))
+            .map(|condition| condition.message.unwrap_or_default());
+        Self {
+            uid: pod.uid().unwrap_or_default(),
+            resource_version: pod.resource_version().unwrap_or_default(),
+            owner_uid: pod.owner_references().iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone()),
+            phase: status.phase.clone().unwrap_or_default(),
+            ip: status.pod_ip.clone(),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            deleting: pod.metadata.deletion_timestamp.is_some(),
+            ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
+            template: pod.annotations().get(names::TEMPLATE).cloned(),
+            voter_label: pod.labels().get(names::ROLE).is_some_and(|role| role == names::VOTER),
+            running: etcd.is_some_and(is_running),
+            ran: etcd.is_some_and(|container| is_running(container) || container.restart_count > 0 || last_message(container).is_some()),
+            unschedulable,
+            waiting: waiting(&status.init_container_statuses.clone().unwrap_or_default()).or_else(|| waiting(&containers)),
+            last_exit: etcd.and_then(last_message).map(|message| GuardReport::parse(&message)),
+        }
+    }
+
+    /// Whether it has ended for good: the kubelet will not start it again.
+    pub fn ended(&self) -> bool {
+        self.phase == "Succeeded" || self.phase == "Failed"
+    }
+
+    /// Why the guard refuses to start etcd on this volume, while it does.
+    pub fn refusal(&self) -> Option<&GuardReport> {
+        let refused = self.last_exit.as_ref().filter(|report| report.cause.is_some());
+        if self.ready { None } else { refused }
+    }
+}
+
+impl GuardReport {
+    /// Reads a termination message. One that the guard did not write is kept as a line of text.
+    fn parse(message: &str) -> Self {
+        serde_json::from_str(message)
+            .unwrap_or_else(|_| Self { lines: vec![message.to_owned()], ..Self::default() })
+    }
+
+    /// How it ended, for a person.
+    pub fn sentence(&self) -> String {
+        if let Some(message) = &self.message {
+            return message.clone();
+        }
+        let how = match (self.signal, self.exit) {
+            (Some(signal), _) => format!("etcd was ended by signal {signal}"),
+            (None, Some(code)) => format!("etcd ended with code {code}"),
+            (None, None) => "etcd ended".to_owned(),
+        };
+        match self.lines.last() {
+            Some(line) => format!("{how}: {line}"),
+            None => how,
+        }
+    }
+}
+
+fn is_running(container: &ContainerStatus) -> bool {
+    container.state.as_ref().is_some_and(|state| state.running.is_some())
+}
+
+fn waiting(containers: &[ContainerStatus]) -> Option<String> {
+    containers.iter().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.clone()?;
+        Some(format!("{reason}: {}", waiting.message.clone().unwrap_or_default()))
+    })
+}
+
+/// The newest termination message: of the present state if the container has just ended, else of the last one.
+fn last_message(container: &ContainerStatus) -> Option<String> {
+    let of = |state: Option<&ContainerState>| state?.terminated.as_ref()?.message.clone();
+    of(container.state.as_ref()).or_else(|| of(container.last_state.as_ref()))
+}
+
+impl Observed {
+    /// The member list of any member that could read it with quorum.
+    pub fn listed(&self) -> Option<&[crate::etcd::survey::ListedMember]> {
+        self.survey.values().flatten().find_map(|answer| Some(answer.quorum.as_ref()?.members.as_slice()))
+    }
+
+    /// Alarms as etcd knows them, by the names of members.
+    pub fn alarms(&self) -> Vec<(String, crate::etcd::survey::Alarm)> {
+        let quorum = self.survey.values().flatten().find_map(|answer| answer.quorum.as_ref());
+        let name = |id: &MemberId| {
+            let known = self.record.members.iter().find(|(_, member)| *member == id);
+            known.map_or_else(|| id.to_string(), |(name, _)| name.clone())
+        };
+        quorum.map(|quorum| quorum.alarms.iter().map(|(id, alarm)| (name(id), *alarm)).collect()).unwrap_or_default()
+    }
+}

@@ -1,0 +1,171 @@
+//! What is left to tell: why Pods do not run, what etcd says, what the spec asks for that is not done.
+
+use super::super::desired::Desired;
+use super::super::manifests::pod::template_hash;
+use super::super::observed::{MemberPod, Observed};
+use super::{Finding, Plan};
+use crate::api::reason::Reason;
+use crate::etcd::survey::Alarm;
+
+pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    for name in observed.record.member_names(&desired.name) {
+        if let Some(pod) = observed.pods.get(&name) {
+            plan.findings.extend(pod_finding(observed, &name, pod));
+        }
+        plan.findings.extend(identity_finding(observed, &name));
+    }
+    plan.findings.extend(storage_class(observed));
+    plan.findings.extend(alarms(observed));
+    plan.findings.extend(unknown_members(observed));
+    plan.findings.extend(scaling(desired, observed));
+    plan.findings.extend(roll_out(desired, observed));
+}
+
+fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Finding> {
+    if pod.ready || pod.deleting {
+        return None;
+    }
+    if let Some(report) = pod.refusal() {
+        return Some(refused(name, report));
+    }
+    if let Some(why) = &pod.unschedulable {
+        return Some(Finding::stalled(
+            Reason::Unschedulable,
+            Some(name),
+            format!("{name} finds no node: {why}. The scheduler goes on trying. Free or add a node, or change spec.placement or spec.resources."),
+        ));
+    }
+    if let Some(waiting) = pod.waiting.as_deref().filter(|waiting| is_image_trouble(waiting)) {
+        return Some(Finding::stalled(
+            Reason::ImagePullFailed,
+            Some(name),
+            format!("The image of {name} cannot be pulled ({waiting}). The kubelet goes on trying. Correct spec.version or spec.image, or load the image."),
+        ));
+    }
+    let silence = observed.survey.get(name)?.as_ref().err()?;
+    let how = pod.last_exit.as_ref().map_or_else(|| format!("does not answer: {silence}"), |report| report.sentence());
+    let reason = if pod.running { Reason::MemberDown } else { Reason::EtcdFailed };
+    let next = "The kubelet starts it again; its data stay as they are.";
+    Some(Finding::waiting(reason, Some(name), format!("{name}: {how}. {next}")))
+}
+
+/// The guard's causes are reasons of ours; one that we do not know is reported as it is.
+fn refused(name: &str, report: &super::super::observed::GuardReport) -> Finding {
+    let cause = report.cause.as_deref().unwrap_or_default();
+    let reason = match cause {
+        "VolumeInUse" => Reason::VolumeInUse,
+        "ForeignVolume" => Reason::ForeignVolume,
+        "DataLost" => Reason::DataLost,
+        "RolledBack" => Reason::RolledBack,
+        "WalDamaged" => Reason::WalDamaged,
+        "NameUnresolved" => Reason::NameUnresolved,
+        "VolumeUnwritable" => Reason::VolumeUnwritable,
+        _ => Reason::BadConfiguration,
+    };
+    // These two pass by themselves when the other process ends or DNS answers.
+    let stalled = !matches!(reason, Reason::VolumeInUse | Reason::NameUnresolved);
+    let message = format!("The guard does not start etcd of {name}: {} See `kubectl quorate explain {reason}`.", report.sentence());
+    Finding { reason, member: Some(name.to_owned()), message, stalled }
+}
+
+fn is_image_trouble(waiting: &str) -> bool {
+    ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"]
+        .iter()
+        .any(|reason| waiting.starts_with(reason))
+}
+
+/// A member on record that speaks for another cluster or under another ID.
+fn identity_finding(observed: &Observed, name: &str) -> Option<Finding> {
+    let answer = observed.survey.get(name)?.as_ref().ok()?;
+    let cluster = observed.record.cluster_id?;
+    let member = *observed.record.members.get(name)?;
+    ((answer.cluster_id, answer.member_id) != (cluster, member)).then(|| {
+        Finding::stalled(
+            Reason::ClusterIDMismatch,
+            Some(name),
+            format!("{name} answers as member {} of cluster {}; on record it is {member} of {cluster}. Nothing is changed. Find out which of them holds the data that count.", answer.member_id, answer.cluster_id),
+        )
+    })
+}
+
+fn storage_class(observed: &Observed) -> Option<Finding> {
+    let class = observed.missing_storage_class.as_ref()?;
+    Some(Finding::stalled(
+        Reason::StorageClassMissing,
+        None,
+        format!("The storage class {class} does not exist, so volumes stay unbound. They are bound as soon as it does. Create it, or change spec.storage.storageClassName."),
+    ))
+}
+
+fn alarms(observed: &Observed) -> Vec<Finding> {
+    let mut found: Vec<_> = observed.alarms();
+    found.dedup();
+    found
+        .into_iter()
+        .map(|(member, alarm)| match alarm {
+            Alarm::NoSpace => Finding::stalled(
+                Reason::NoSpaceAlarm,
+                Some(&member),
+                format!("{member} raised NOSPACE: the database has reached spec.quotaBackend and writes are refused. Delete keys, compact, defragment (kubectl quorate ctl), then disarm the alarm."),
+            ),
+            Alarm::Corrupt => Finding::stalled(
+                Reason::CorruptAlarm,
+                Some(&member),
+                format!("{member} raised CORRUPT: its data differ from the others'. Nothing is changed. Compare the members' hashes (kubectl quorate ctl) before you trust any of them."),
+            ),
+        })
+        .collect()
+}
+
+/// Members that etcd lists and nobody of ours made, or that are on record and not listed.
+fn unknown_members(observed: &Observed) -> Option<Finding> {
+    let listed = observed.listed()?;
+    let on_record: Vec<_> = observed.record.members.values().collect();
+    if on_record.is_empty() {
+        return None;
+    }
+    let unknown: Vec<String> =
+        listed.iter().filter(|member| !on_record.contains(&&member.id)).map(|member| member.id.to_string()).collect();
+    let lost: Vec<&str> = observed
+        .record
+        .members
+        .iter()
+        .filter(|(_, id)| !listed.iter().any(|member| member.id == **id))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    (!unknown.is_empty() || !lost.is_empty()).then(|| {
+        Finding::stalled(
+            Reason::UnknownMember,
+            None,
+            format!("etcd's member list differs from the record: not on record: [{}]; not in the list: [{}]. Nothing is changed. Whoever changed the list must put it back.", unknown.join(", "), lost.join(", ")),
+        )
+    })
+}
+
+fn scaling(desired: &Desired, observed: &Observed) -> Option<Finding> {
+    let members = observed.record.members.len();
+    (observed.record.cluster_id.is_some() && members != desired.replicas).then(|| {
+        Finding::stalled(
+            Reason::ScalingUnsupported,
+            None,
+            format!("spec.replicas is {}, the cluster has {members} members. This version does not change the number of members of a running cluster; they keep serving. Set spec.replicas back to {members}.", desired.replicas),
+        )
+    })
+}
+
+fn roll_out(desired: &Desired, observed: &Observed) -> Option<Finding> {
+    let wanted = template_hash(desired);
+    let outdated: Vec<&str> = observed
+        .pods
+        .iter()
+        .filter(|(name, pod)| observed.record.members.contains_key(*name) && pod.template.as_deref() != Some(&wanted))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    (!outdated.is_empty()).then(|| {
+        Finding::waiting(
+            Reason::RollOutPending,
+            None,
+            format!("{} run an older spec. This version applies a changed spec to new Pods only: delete the Pods one at a time, each after the one before is Ready.", outdated.join(", ")),
+        )
+    })
+}

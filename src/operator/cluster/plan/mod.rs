@@ -1,0 +1,128 @@
+//! Desired + Observed → Plan. Pure and total: no clock, no I/O, no failure.
+//!
+//! Rules in order, the first that has something to say wins; the last ones look at every member:
+//!
+//! 1. being deleted, paused: nothing
+//! 2. [`records`]: what must be on record before anything else happens (adoption, first start, its restart, the
+//!    identity of the formed cluster). A pass that stores a record does nothing else.
+//! 3. [`leftovers`]: Pods and empty volumes of an abandoned first start
+//! 4. [`surroundings`]: certificates, Services, PodDisruptionBudget, ConfigMap
+//! 5. [`members`]: volumes and Pods. Missing Pods are made all at once, also without quorum: a Pod on an
+//!    existing volume can only help. At most one Pod or volume is deleted in a pass, and none that serves.
+//! 6. [`health`]: what is left to tell
+
+mod health;
+mod leftovers;
+mod members;
+mod records;
+mod surroundings;
+
+use serde_json::Value;
+
+use super::credentials::Leaf;
+use super::desired::Desired;
+use super::observed::{Observed, Record, Volume};
+use crate::api::reason::Reason;
+
+/// What to do, and what there is to tell.
+#[derive(Debug, Default, PartialEq)]
+pub struct Plan {
+    /// To be stored before anything else; then look again.
+    pub record: Option<Record>,
+    /// What should exist and does not: idempotent, harmless, in this order.
+    pub ensure: Vec<Ensure>,
+    /// The one act that takes something away.
+    pub step: Option<Step>,
+    /// What was found, worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// Something that should exist.
+#[derive(Debug, PartialEq)]
+pub enum Ensure {
+    /// The Secret of the authorities; created, never overwritten.
+    Authority,
+    /// The Secret of a leaf.
+    Leaf(Leaf),
+    /// Server-side apply of a part of an object that is ours.
+    Apply {
+        /// Kind of the object.
+        kind: &'static str,
+        /// The part.
+        manifest: Value,
+    },
+    /// Creation of a Pod or a volume; one of that name is left as it is.
+    Create {
+        /// `Pod` or `PersistentVolumeClaim`.
+        kind: &'static str,
+        /// All of it.
+        manifest: Value,
+    },
+}
+
+/// An act that takes something away, with the premise under which it is right: exactly this object, unchanged.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// Deletes a Pod.
+    DeletePod(Premise),
+    /// Deletes a volume that has never held a member's data.
+    DeleteVolume(Premise),
+}
+
+/// The object that a step is about, as it was when the step was decided.
+#[derive(Debug, PartialEq)]
+pub struct Premise {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// Why, for the event.
+    pub why: String,
+}
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// The stable word.
+    pub reason: Reason,
+    /// The member that it is about.
+    pub member: Option<String>,
+    /// What was seen, what the operator does next, what a person can do.
+    pub message: String,
+    /// Whether nothing goes on without a person.
+    pub stalled: bool,
+}
+
+impl Finding {
+    fn waiting(reason: Reason, member: Option<&str>, message: String) -> Self {
+        Self { reason, member: member.map(str::to_owned), message, stalled: false }
+    }
+
+    fn stalled(reason: Reason, member: Option<&str>, message: String) -> Self {
+        Self { reason, member: member.map(str::to_owned), message, stalled: true }
+    }
+}
+
+/// Decides.
+pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    if desired.deleting || desired.spec.paused {
+        return Plan::default();
+    }
+    if let Some(plan) = records::rule(desired, observed).or_else(|| leftovers::rule(desired, observed)) {
+        return plan;
+    }
+    let mut plan = Plan::default();
+    surroundings::rule(desired, observed, &mut plan);
+    members::rule(desired, observed, &mut plan);
+    health::rule(desired, observed, &mut plan);
+    plan.findings.sort_by_key(|finding| !finding.stalled);
+    plan
+}
+
+/// Whether a volume may be used: it is this EtcdCluster's, or was taken over by it.
+fn is_ours(desired: &Desired, volume: &Volume) -> bool {
+    let owner = volume.cluster_uid.as_deref();
+    owner == Some(desired.uid.as_str()) || (owner.is_some() && owner == desired.adopt.as_deref())
+}

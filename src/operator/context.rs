@@ -1,0 +1,87 @@
+//! What every reconcile may use: the client, the clock, the right to write, the metrics, and marks seen.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+
+use super::metrics::Metrics;
+
+/// Deadline of one request to the apiserver: far above a healthy answer, below the life of a lease.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Shared by all reconciles of this process.
+pub struct Context {
+    /// Speaks to the apiserver.
+    pub client: Client,
+    /// Publishes events.
+    pub recorder: Recorder,
+    /// Image with the guard: the operator's own.
+    pub guard_image: String,
+    /// Counters and gauges.
+    pub metrics: Arc<Metrics>,
+    /// The right to write.
+    pub authority: Arc<Authority>,
+    /// Highest (term, index) surveyed, by EtcdCluster UID and member. Kept here between two writes of the
+    /// status, which are rare by design.
+    marks: Mutex<HashMap<(String, String), (u64, u64)>>,
+}
+
+/// The right to write: held for as long as the lease was renewed, and not a moment longer.
+#[derive(Debug, Default)]
+pub struct Authority {
+    until: Mutex<Option<Instant>>,
+}
+
+/// The lease is not ours (any more).
+#[derive(Debug, thiserror::Error)]
+#[error("this replica does not hold the lease: nothing is written")]
+pub struct NoAuthority;
+
+impl Context {
+    /// A context with empty memory.
+    pub fn new(client: Client, guard_image: String, metrics: Arc<Metrics>, authority: Arc<Authority>) -> Self {
+        let reporter = Reporter { controller: "quorate".to_owned(), instance: None };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, recorder, guard_image, metrics, authority, marks: Mutex::default() }
+    }
+
+    /// The only clock.
+    pub fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    /// Raises the mark of a member; returns the highest ever seen by this process.
+    pub fn raise_mark(&self, cluster_uid: &str, member: &str, mark: (u64, u64)) -> (u64, u64) {
+        let mut marks = self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = marks.entry((cluster_uid.to_owned(), member.to_owned())).or_default();
+        *known = (*known).max(mark);
+        *known
+    }
+
+    /// Forgets a cluster that is gone.
+    pub fn forget(&self, cluster_uid: &str) {
+        let mut marks = self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        marks.retain(|(uid, _), _| uid != cluster_uid);
+    }
+}
+
+impl Authority {
+    /// Extends the right until `until`.
+    pub fn extend(&self, until: Instant) {
+        *self.until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(until);
+    }
+
+    /// Gives it up at once.
+    pub fn revoke(&self) {
+        *self.until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
+    /// Asked before every write.
+    pub fn check(&self) -> Result<(), NoAuthority> {
+        let until = *self.until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if until.is_some_and(|until| Instant::now() < until) { Ok(()) } else { Err(NoAuthority) }
+    }
+}

@@ -1,0 +1,11 @@
+//! The Kubernetes side: observe → plan → apply → status, for every kind.
+//!
+//! **Invariant:** a kind never reaches into another kind's folder; kinds meet in the apiserver only.
+
+pub mod cluster;
+pub mod context;
+pub mod lead;
+pub mod metrics;
+pub mod names;
+pub mod run;
+pub mod serve;

@@ -1,0 +1,85 @@
+//! Names, labels and annotations of everything that the operator makes.
+
+/// Label: name of the EtcdCluster.
+pub const CLUSTER: &str = "quorate.dev/cluster";
+/// Label: UID of the EtcdCluster. A volume with another one is never touched.
+pub const CLUSTER_UID: &str = "quorate.dev/cluster-uid";
+/// Label: name of the member.
+pub const MEMBER: &str = "quorate.dev/member";
+/// Label on a Pod: [`VOTER`] once its identity is on record; what the client Service selects.
+pub const ROLE: &str = "quorate.dev/role";
+/// Value of [`ROLE`].
+pub const VOTER: &str = "voter";
+/// Annotation on a volume: etcd's cluster ID, once its member has reported it.
+pub const CLUSTER_ID: &str = "quorate.dev/cluster-id";
+/// Annotation on a volume: etcd's member ID, once its member has reported it.
+pub const MEMBER_ID: &str = "quorate.dev/member-id";
+/// Annotation on a volume: rises when the member is wiped in place.
+pub const INCARNATION: &str = "quorate.dev/incarnation";
+/// Annotation on a volume: `joining`, `member` or `retired`.
+pub const STATE: &str = "quorate.dev/state";
+/// Annotation on a Pod: hash of what the spec made of it.
+pub const TEMPLATE: &str = "quorate.dev/template";
+/// Annotation on an EtcdCluster: UID of an earlier one whose volumes it takes over.
+pub const ADOPT: &str = "quorate.dev/adopt";
+/// Field manager of the operator.
+pub const MANAGER: &str = "quorate";
+
+/// Name of a member, its Pod and its volume.
+pub fn member(cluster: &str, serial: i32) -> String {
+    format!("{cluster}-{serial}")
+}
+
+/// The serial in a member's name; `None` if the name is not one of this cluster's.
+pub fn serial(cluster: &str, name: &str) -> Option<i32> {
+    let digits = name.strip_prefix(cluster)?.strip_prefix('-')?;
+    let serial: i32 = digits.parse().ok()?;
+    // "main-007" is somebody else's.
+    (serial.to_string() == digits).then_some(serial)
+}
+
+/// Headless Service of the members.
+pub fn peers(cluster: &str) -> String {
+    format!("{cluster}-peers")
+}
+
+/// DNS name under which members and the operator know a member.
+pub fn address(namespace: &str, cluster: &str, member: &str) -> String {
+    format!("{member}.{}.{namespace}.svc", peers(cluster))
+}
+
+/// Secret with the certificate authorities.
+pub fn authority(cluster: &str) -> String {
+    format!("{cluster}-ca")
+}
+
+/// Secret with the operator's own client certificate.
+pub fn operator_certificate(cluster: &str) -> String {
+    format!("{cluster}-operator")
+}
+
+/// Secret with a client certificate for applications.
+pub fn client_certificate(cluster: &str) -> String {
+    format!("{cluster}-client")
+}
+
+/// Secret with a member's server and peer certificates.
+pub fn member_certificate(member: &str) -> String {
+    format!("{member}-tls")
+}
+
+/// ConfigMap with what an application needs to connect.
+pub fn connection(cluster: &str) -> String {
+    format!("{cluster}-connection")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_we_would_give_are_members() {
+        let of = |name| serial("main", name);
+        assert_eq!((of("main-0"), of("main-12"), of("main-01"), of("main-x"), of("main2-1")), (Some(0), Some(12), None, None, None));
+    }
+}

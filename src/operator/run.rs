@@ -1,0 +1,181 @@
+//! Starts everything, and stops it in the order in which it must stop: reconciles first, the lease last.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Client, ResourceExt};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use super::cluster::reconcile::{ReconcileError, pause_after, reconcile};
+use super::context::{Authority, Context};
+use super::lead::Candidate;
+use super::metrics::{Metrics, ReconcileLabels};
+use super::names;
+use super::serve::serve;
+use crate::api::EtcdCluster;
+use crate::etcd::survey::chain;
+
+/// Clusters that are worked on at the same time: each waits for the network nearly all of its time.
+const CONCURRENCY: u16 = 32;
+
+/// What the operator needs to know.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Namespaces to watch; empty: all.
+    pub namespaces: Vec<String>,
+    /// Where `/metrics`, `/livez` and `/readyz` are served.
+    pub listen: SocketAddr,
+    /// Namespace of the Lease.
+    pub lease_namespace: String,
+    /// Identity in the Lease.
+    pub identity: String,
+    /// Image with the guard.
+    pub guard_image: String,
+}
+
+/// Why the operator ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No kubeconfig and not in a Pod.
+    #[error("cannot find a Kubernetes cluster")]
+    Client(#[source] kube::Error),
+    /// The address of `--listen` cannot be used.
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// Signals cannot be received.
+    #[error("cannot receive signals")]
+    Signals(#[source] std::io::Error),
+    /// The lease was lost: the Pod's next start tries again.
+    #[error("the lease was lost; nothing is written any more")]
+    LeaseLost,
+}
+
+/// Runs until SIGTERM, or until the lease is lost.
+pub async fn run(config: Config) -> Result<(), RunError> {
+    let client = Client::try_default().await.map_err(RunError::Client)?;
+    let listener = TcpListener::bind(config.listen).await.map_err(|error| RunError::Listen(config.listen, error))?;
+    let metrics = Arc::new(Metrics::new());
+    let authority = Arc::new(Authority::default());
+    let stop = stop_signal()?;
+    let server = tokio::spawn(serve(listener, metrics.clone(), stopped(stop.clone())));
+
+    let mut candidate = Candidate::new(client.clone(), &config.lease_namespace, config.identity.clone(), authority.clone());
+    tracing::info!(identity = config.identity, "waiting for the lease");
+    tokio::select! {
+        () = candidate.acquire() => {}
+        () = stopped(stop.clone()) => return Ok(()),
+    }
+    tracing::info!(identity = config.identity, "holding the lease");
+    metrics.leader.set(1);
+    let context = Arc::new(Context::new(client, config.guard_image.clone(), metrics.clone(), authority));
+    let controllers = controllers(&config, &context);
+    let result = tokio::select! {
+        () = controllers => Ok(()),
+        () = candidate.hold() => Err(RunError::LeaseLost),
+        () = stopped(stop) => Ok(()),
+    };
+    // Dropping the controllers above has ended every reconcile, so nothing is written after this line.
+    metrics.leader.set(0);
+    if result.is_ok() {
+        candidate.release().await;
+    }
+    server.abort();
+    result
+}
+
+/// Becomes true at SIGTERM or SIGINT.
+fn stop_signal() -> Result<watch::Receiver<bool>, RunError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (sender, receiver) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        sender.send_replace(true);
+        // Keeps the channel open for those who ask later.
+        sender.closed().await;
+    });
+    Ok(receiver)
+}
+
+async fn stopped(mut stop: watch::Receiver<bool>) {
+    if stop.wait_for(|stopped| *stopped).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// One controller for each namespace that is watched, or one for all.
+async fn controllers(config: &Config, context: &Arc<Context>) {
+    let runs: Vec<_> = if config.namespaces.is_empty() {
+        vec![Scope::All]
+    } else {
+        config.namespaces.iter().cloned().map(Scope::One).collect()
+    };
+    futures::future::join_all(runs.into_iter().map(|scope| controller(scope, context.clone()))).await;
+}
+
+#[derive(Clone)]
+enum Scope {
+    All,
+    One(String),
+}
+
+impl Scope {
+    fn api<K>(&self, client: &Client) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        match self {
+            Self::All => Api::all(client.clone()),
+            Self::One(namespace) => Api::namespaced(client.clone(), namespace),
+        }
+    }
+}
+
+/// Watches only say "look there": what is decided is decided on what `observe` reads anew.
+async fn controller(scope: Scope, context: Arc<Context>) {
+    let client = &context.client;
+    let ours = watcher::Config::default().labels(names::CLUSTER);
+    let clusters = Controller::new(scope.api::<EtcdCluster>(client), watcher::Config::default())
+        .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
+        .watches(scope.api::<Pod>(client), ours.clone(), |pod| named(&pod))
+        .watches(scope.api::<PersistentVolumeClaim>(client), ours.clone(), |claim| named(&claim))
+        .watches(scope.api::<Service>(client), ours.clone(), |service| named(&service))
+        .watches(scope.api::<ConfigMap>(client), ours, |config| named(&config));
+    clusters
+        .run(measured, |_, error, context| backed_off(error, &context), context.clone())
+        .for_each(async |result| {
+            if let Err(error) = result {
+                tracing::warn!(error = %chain(&error), "reconcile ended with an error");
+            }
+        })
+        .await;
+}
+
+fn named<K: ResourceExt>(child: &K) -> Option<ObjectRef<EtcdCluster>> {
+    let cluster = child.labels().get(names::CLUSTER)?;
+    Some(ObjectRef::new(cluster).within(&child.namespace()?))
+}
+
+async fn measured(object: Arc<EtcdCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let begun = Instant::now();
+    let result = reconcile(object, context.clone()).await;
+    let word = result.as_ref().map_or_else(ReconcileError::word, |_| "success");
+    context.metrics.duration.observe(begun.elapsed().as_secs_f64());
+    context.metrics.reconciles.get_or_create(&ReconcileLabels { kind: "EtcdCluster", result: word }).inc();
+    result
+}
+
+fn backed_off(error: &ReconcileError, _context: &Context) -> Action {
+    Action::requeue(pause_after(error, 2, rand::random::<f64>()).max(Duration::from_millis(10)))
+}
