@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use rustix::process::{Pid, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -43,8 +44,9 @@ pub(super) struct Arguments {
 }
 
 /// Flags that say where the cluster is: that is what `ctl` is for, and etcdctl refuses them beside its environment.
-const OWNED: [&str; 6] =
-    ["--endpoints", "--cacert", "--cert", "--key", "--insecure-transport", "--discovery-srv"];
+/// (`--cluster` would dial the members' own addresses, which only Pods can reach.)
+const OWNED: [&str; 7] =
+    ["--cluster", "--endpoints", "--cacert", "--cert", "--key", "--insecure-transport", "--discovery-srv"];
 
 /// What etcdctl may take after Ctrl-C to give back a lock or a lease, before it is killed.
 const FAREWELL: Duration = Duration::from_secs(10);
@@ -83,8 +85,8 @@ fn refuse_owned(arguments: &[OsString]) -> Result<(), Problem> {
     let names = given.map(|argument| argument.split_once('=').map_or(argument, |(name, _)| name));
     match names.into_iter().find(|name| OWNED.contains(name)) {
         Some(name) => Err(Problem::Usage(format!(
-            "leave out {name}: `kubectl quorate ctl` tells etcdctl itself where the cluster is and which \
-             certificate to use"
+            "leave out {name}: `kubectl quorate ctl` itself tells etcdctl which member to ask, through a forwarded \
+             port, and with which certificate"
         ))),
         None => Ok(()),
     }
@@ -152,14 +154,19 @@ impl Signals {
         })
     }
 
-    /// Waits for the child. Ctrl-C reaches it from the terminal without us: we only see to it that it ends.
+    /// Waits for the child and hands on what we are told. Ctrl-C in a terminal reaches it from there too, which
+    /// changes nothing for it.
     async fn attend(mut self, mut child: Child) -> anyhow::Result<ExitStatus> {
         let lost = "could not wait for etcdctl";
-        tokio::select! {
+        let told = tokio::select! {
             ended = child.wait() => return ended.context(lost),
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => child.start_kill().context("could not stop etcdctl")?,
-            _ = self.hangup.recv() => child.start_kill().context("could not stop etcdctl")?,
+            _ = self.interrupt.recv() => rustix::process::Signal::INT,
+            _ = self.terminate.recv() => rustix::process::Signal::TERM,
+            _ = self.hangup.recv() => rustix::process::Signal::HUP,
+        };
+        if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+            // It has not been waited for, so the number is still its own, even if it has just ended.
+            kill_process(id, told).context("could not pass the signal on to etcdctl")?;
         }
         if let Ok(ended) = tokio::time::timeout(FAREWELL, child.wait()).await {
             return ended.context(lost);
