@@ -183,6 +183,8 @@ fn alarms(status: &EtcdClusterStatus, look: &Look) -> Option<String> {
 }
 
 fn spec(cluster: &EtcdCluster, status: &EtcdClusterStatus) -> Option<String> {
+    // While the first members are being made, nothing can be out of date.
+    status.cluster_id.as_ref()?;
     let observed = status.observed_generation.filter(|generation| *generation >= 0)?;
     let mut parts = Vec::new();
     let newest = cluster.metadata.generation.unwrap_or(observed);
@@ -255,7 +257,6 @@ fn abnormal(status: &EtcdClusterStatus) -> Vec<&Condition> {
         (condition::PAUSED, "False"),
         (condition::RECONCILING, "False"),
     ];
-    let single = Voters::of(status).is_some_and(|voters| voters.total == 1);
     let known = WEIGHT
         .iter()
         .filter_map(|(type_, normal)| find(status, type_).filter(|condition| condition.status != *normal));
@@ -265,17 +266,30 @@ fn abnormal(status: &EtcdClusterStatus) -> Vec<&Condition> {
     });
     let mut found: Vec<&Condition> = Vec::new();
     for condition in known.chain(unknown) {
-        let by_choice = single && condition.type_ == condition::QUORUM_SAFE;
         // Several conditions often tell the same story: once is enough.
         let told = found.iter().any(|earlier| {
             earlier.message == condition.message
                 || (earlier.reason == condition.reason && condition.message.is_empty())
         });
-        if !by_choice && !told {
+        if !told && !goes_without_saying(status, condition) {
             found.push(condition);
         }
     }
     found
+}
+
+/// Whether a condition only follows from what another one, or the spec, says already.
+fn goes_without_saying(status: &EtcdClusterStatus, condition: &Condition) -> bool {
+    let down = find(status, condition::READY).is_some_and(|ready| ready.status != "True");
+    let single = Voters::of(status).is_some_and(|voters| voters.total == 1);
+    match condition.type_.as_str() {
+        condition::QUORUM_SAFE => down || single,
+        // Which members are down stands in their table.
+        condition::ALL_MEMBERS_HEALTHY | condition::RECONCILING => down,
+        // Everything is still being made.
+        condition::UP_TO_DATE | condition::CERTIFICATES_VALID => down && status.cluster_id.is_none(),
+        _ => false,
+    }
 }
 
 fn sentence(condition: &Condition) -> String {

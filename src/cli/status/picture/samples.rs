@@ -163,12 +163,19 @@ pub(super) fn bootstrapping() -> EtcdCluster {
         json!({"name": "main-1", "role": "unknown", "health": "Bootstrapping", "message": "pulling the image", "node": "worker-2"}),
         json!({"name": "main-2", "role": "unknown", "health": "Bootstrapping", "message": "waiting for a node"}),
     ];
-    let message = "Three members start for the first time: main-1 pulls its image, main-2 waits for a node.";
+    let message = "main-2 waits for a node: 0/3 nodes have room. The operator waits. Add a node.";
     let conditions = [
-        condition("Ready", "False", "Bootstrapping", message),
-        condition("UpToDate", "True", "Healthy", ""),
-        condition("CertificatesValid", "True", "Healthy", ""),
-        condition("Reconciling", "True", "Bootstrapping", message),
+        condition("Ready", "False", "Unschedulable", message),
+        condition(
+            "AllMembersHealthy",
+            "False",
+            "Unschedulable",
+            "0 of 3 members are healthy. main-0 does not answer.",
+        ),
+        condition("UpToDate", "False", "Bootstrapping", "2 of 3 Pods exist."),
+        condition("QuorumSafe", "False", "QuorumLost", "0 of 3 members are healthy; quorum is 2."),
+        condition("CertificatesValid", "False", "CertificateExpiring", "2 of 5 certificates are valid."),
+        condition("Reconciling", "True", "Unschedulable", message),
     ];
     let mut status = status("0/3", &members, &conditions);
     for field in ["clusterID", "leader", "raftTerm", "revision", "db"] {
@@ -193,6 +200,12 @@ pub(super) fn paused() -> EtcdCluster {
 
 pub(super) fn just_created() -> EtcdCluster {
     cluster("main", &json!({}), &json!({"observedGeneration": -1}))
+}
+
+/// The operator has written down what it will make, and nothing else yet.
+pub(super) fn recorded() -> EtcdCluster {
+    let version = json!({"requested": "3.6", "resolved": "3.6.16"});
+    cluster("main", &json!({}), &json!({"observedGeneration": 2, "version": version}))
 }
 
 /// A newer spec that the operator has not seen, a learner, and hostile text.
