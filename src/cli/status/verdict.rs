@@ -107,6 +107,8 @@ fn is(status: &EtcdClusterStatus, type_: &str, value: &str) -> bool {
     find(status, type_).is_some_and(|condition| condition.status == value)
 }
 
+const PAUSED_EARLY: &str = "not started yet, the operator changes nothing";
+
 /// Says how a cluster is.
 pub(super) fn judge(cluster: &EtcdCluster) -> Verdict {
     let unknown = EtcdClusterStatus::default();
@@ -128,15 +130,16 @@ pub(super) fn judge(cluster: &EtcdCluster) -> Verdict {
         return verdict(State::Stalled, &format!("{what}; a person is needed"));
     }
     match ready {
-        None if is(status, condition::PAUSED, "True") => {
-            verdict(State::Paused, "not started; the operator changes nothing")
-        }
+        None if is(status, condition::PAUSED, "True") => verdict(State::Paused, PAUSED_EARLY),
         // The operator records what it is about to make before it can say how that goes.
         None if status.observed_generation.is_some_and(|generation| generation >= 0) => {
             verdict(State::Starting, "first start")
         }
         None => verdict(State::Pending, "the operator has not looked at it yet"),
         // Whatever is in the way of a cluster that never formed, nothing is lost.
+        Some(_) if status.cluster_id.is_none() && is(status, condition::PAUSED, "True") => {
+            verdict(State::Paused, PAUSED_EARLY)
+        }
         Some(_) if status.cluster_id.is_none() => {
             verdict(State::Starting, &format!("first start, {}", progress(cluster, status)))
         }

@@ -248,13 +248,14 @@ fn abnormal(status: &EtcdClusterStatus) -> Vec<&Condition> {
     /// Types by weight, with the status that is the normal one.
     const WEIGHT: [(&str, &str); 9] = [
         (condition::STALLED, "False"),
+        // While the operator's hands are off, what it says elsewhere that it will do does not happen.
+        (condition::PAUSED, "False"),
         (condition::READY, "True"),
         (condition::ALL_MEMBERS_HEALTHY, "True"),
         (condition::QUORUM_SAFE, "True"),
         (condition::CERTIFICATES_VALID, "True"),
         (condition::FOREIGN_VOLUMES, "False"),
         (condition::UP_TO_DATE, "True"),
-        (condition::PAUSED, "False"),
         (condition::RECONCILING, "False"),
     ];
     let known = WEIGHT

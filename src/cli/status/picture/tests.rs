@@ -163,6 +163,30 @@ fn paused() {
 }
 
 #[test]
+fn paused_while_it_starts() {
+    let mut cluster = samples::bootstrapping();
+    let paused = samples::paused().status.unwrap().conditions.pop().unwrap();
+    cluster.status.as_mut().unwrap().conditions.push(paused);
+    check(
+        &cluster,
+        Exit::Unavailable,
+        &expect![[r#"
+        main (default)  3.6.16  40d  ● PAUSED - not started yet, the operator changes nothing
+        Quorum    □ □ □  0/3 voters healthy, quorum 2, 2 short
+
+        MEMBER  ROLE  HEALTH         NODE      VERSION  DB
+        main-0  -     Bootstrapping  worker-1  -        -
+        main-1  -     Bootstrapping  worker-2  -        -   pulling the image
+        main-2  -     Bootstrapping  -         -        -   waiting for a node
+
+        Also      Unschedulable: main-2 waits for a node: 0/3 nodes have room. The operator waits. Add a node. (12m)
+        What now  PausedByUser: spec.paused is true: the operator looks on but changes nothing. Set it to false to go on. (12m)
+                  More: kubectl quorate explain PausedByUser
+    "#]],
+    );
+}
+
+#[test]
 fn just_created() {
     check(
         &samples::just_created(),
