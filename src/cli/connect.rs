@@ -54,14 +54,18 @@ impl Options {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         if let Some(file) = &self.kubeconfig {
             let kubeconfig = Kubeconfig::read_from(file).map_err(|error| unusable(&error))?;
-            return Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| unusable(&error));
+            return Config::from_custom_kubeconfig(kubeconfig, &options)
+                .await
+                .map_err(|error| unusable(&error));
         }
         match Config::from_kubeconfig(&options).await {
             Ok(config) => Ok(config),
             // Inside a Pod there is no file but a service account.
             Err(KubeconfigError::ReadConfig(..) | KubeconfigError::FindPath) if self.context.is_none() => {
                 Config::incluster().map_err(|_| {
-                    Problem::Usage("no kubeconfig was found; set KUBECONFIG or give --kubeconfig FILE".to_owned())
+                    Problem::Usage(
+                        "no kubeconfig was found; set KUBECONFIG or give --kubeconfig FILE".to_owned(),
+                    )
                 })
             }
             Err(error) => Err(unusable(&error)),
@@ -89,7 +93,8 @@ fn unusable(error: &KubeconfigError) -> Problem {
 }
 
 fn no_context() -> String {
-    "the kubeconfig has no current context; give --context, or set one with `kubectl config use-context`".to_owned()
+    "the kubeconfig has no current context; give --context, or set one with `kubectl config use-context`"
+        .to_owned()
 }
 
 impl Host {

@@ -161,7 +161,7 @@ mod tests {
     fn everything_after_two_dashes_is_etcdctls() {
         let arguments = parsed("quorate ctl main -n prod -- get --prefix / -w json").unwrap();
         let Command::Ctl(ctl) = arguments.command else { panic!("another command") };
-        assert_eq!(ctl.arguments, ["get", "--prefix", "/", "-w", "json"]);
+        assert_eq!(ctl.rest, ["get", "--prefix", "/", "-w", "json"]);
     }
 
     #[test]

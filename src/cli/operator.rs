@@ -50,6 +50,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
 
 /// Of the Pod or machine that this runs on.
 fn host_name() -> anyhow::Result<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("could not read the host's name")?;
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").context("could not read the host's name")?;
     Ok(name.trim().to_owned())
 }

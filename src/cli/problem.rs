@@ -185,7 +185,7 @@ mod tests {
     const LIST: Request<'_> =
         Request { verb: "list", resource: "etcdclusters.quorate.dev", name: None, namespace: Some("prod") };
 
-    fn check(error: kube::Error, code: Exit, expected: Expect) {
+    fn check(error: kube::Error, code: Exit, expected: &Expect) {
         let error = anyhow::Error::from(classify(error, &LIST, "https://10.0.0.1:6443"));
         assert_eq!(exit(&error), code);
         expected.assert_eq(&sentences(&error));
@@ -200,7 +200,7 @@ mod tests {
         check(
             answer(403, "Forbidden", "etcdclusters.quorate.dev is forbidden: User \"eve\" cannot list …"),
             Exit::Forbidden,
-            expect![
+            &expect![
                 "Error: you may not list etcdclusters.quorate.dev in namespace prod; ask an administrator of this Kubernetes cluster for that right."
             ],
         );
@@ -211,7 +211,9 @@ mod tests {
         check(
             answer(404, "Failed to parse error data", "404 page not found"),
             Exit::Unavailable,
-            expect!["Error: Quorate is not installed in this Kubernetes cluster: it does not know the resource etcdclusters.quorate.dev. Install the definitions with `kubectl quorate crds | kubectl apply --server-side -f -`, then the operator."],
+            &expect![
+                "Error: Quorate is not installed in this Kubernetes cluster: it does not know the resource etcdclusters.quorate.dev. Install the definitions with `kubectl quorate crds | kubectl apply --server-side -f -`, then the operator."
+            ],
         );
     }
 
@@ -221,7 +223,7 @@ mod tests {
         check(
             kube::Error::Service(Box::new(std::io::Error::other(refused))),
             Exit::Unavailable,
-            expect![
+            &expect![
                 "Error: the Kubernetes API at https://10.0.0.1:6443 cannot be reached: connection refused."
             ],
         );
@@ -232,7 +234,7 @@ mod tests {
         check(
             answer(401, "Unauthorized", "Unauthorized"),
             Exit::Forbidden,
-            expect![
+            &expect![
                 "Error: the Kubernetes API at https://10.0.0.1:6443 does not accept your credentials; log in again or choose another --context."
             ],
         );
@@ -243,7 +245,9 @@ mod tests {
         check(
             answer(500, "InternalError", "etcd is on fire"),
             Exit::Unavailable,
-            expect!["Error: could not list etcdclusters.quorate.dev in namespace prod: the Kubernetes API answered 500, etcd is on fire."],
+            &expect![
+                "Error: could not list etcdclusters.quorate.dev in namespace prod: the Kubernetes API answered 500, etcd is on fire."
+            ],
         );
     }
 
@@ -254,6 +258,7 @@ mod tests {
             anyhow::Error::from(inner).context("could not write: the disk is full").context("no picture");
         expect![[r#"
             Error: no picture.
-              because: could not write: the disk is full."#]].assert_eq(&sentences(&error));
+              because: could not write: the disk is full."#]]
+        .assert_eq(&sentences(&error));
     }
 }

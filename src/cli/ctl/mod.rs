@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt as _;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams};
+use rustix::process::{Pid, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -39,19 +40,20 @@ pub(super) struct Arguments {
     etcdctl: PathBuf,
     /// What etcdctl is to do, after `--`, such as: -- endpoint status -w table
     #[arg(last = true, required = true, value_name = "ETCDCTL ARGUMENTS")]
-    pub(super) arguments: Vec<OsString>,
+    pub(super) rest: Vec<OsString>,
 }
 
 /// Flags that say where the cluster is: that is what `ctl` is for, and etcdctl refuses them beside its environment.
-const OWNED: [&str; 6] =
-    ["--endpoints", "--cacert", "--cert", "--key", "--insecure-transport", "--discovery-srv"];
+/// (`--cluster` would dial the members' own addresses, which only Pods can reach.)
+const OWNED: [&str; 7] =
+    ["--cluster", "--endpoints", "--cacert", "--cert", "--key", "--insecure-transport", "--discovery-srv"];
 
 /// What etcdctl may take after Ctrl-C to give back a lock or a lease, before it is killed.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Runs etcdctl and ends as it does.
 pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
-    refuse_owned(&arguments.arguments)?;
+    refuse_owned(&arguments.rest)?;
     let host = arguments.connection.open().await?;
     let cluster = status::understand(&status::get(&host, &arguments.name).await?)?;
     let credentials = match cluster.spec.tls.mode {
@@ -63,7 +65,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let signals = Signals::watch()?;
     let forward = Forward::open(&host, &pod).await?;
     let mut command = Command::new(&arguments.etcdctl);
-    command.args(&arguments.arguments).kill_on_drop(true);
+    command.args(&arguments.rest).kill_on_drop(true);
     match &credentials {
         Some(credentials) => {
             command.env("ETCDCTL_ENDPOINTS", format!("https://127.0.0.1:{}", forward.port));
@@ -83,8 +85,8 @@ fn refuse_owned(arguments: &[OsString]) -> Result<(), Problem> {
     let names = given.map(|argument| argument.split_once('=').map_or(argument, |(name, _)| name));
     match names.into_iter().find(|name| OWNED.contains(name)) {
         Some(name) => Err(Problem::Usage(format!(
-            "leave out {name}: `kubectl quorate ctl` tells etcdctl itself where the cluster is and which \
-             certificate to use"
+            "leave out {name}: `kubectl quorate ctl` itself tells etcdctl which member to ask, through a forwarded \
+             port, and with which certificate"
         ))),
         None => Ok(()),
     }
@@ -116,8 +118,8 @@ async fn ready_member(host: &Host, cluster: &str) -> anyhow::Result<String> {
     let request = Request { verb: "list", resource: "pods", name: None, namespace: Some(&host.namespace) };
     let found = host.call(request, pods.list(&ListParams::default().labels(&selector))).await?;
     let ready = found.items.iter().find(|pod| is_ready(pod));
-    ready.map(kube::ResourceExt::name_any).ok_or_else(|| {
-        let seen: Vec<String> = found.items.iter().map(|pod| pod.name_any()).collect();
+    ready.map(ResourceExt::name_any).ok_or_else(|| {
+        let seen: Vec<String> = found.items.iter().map(ResourceExt::name_any).collect();
         let seen =
             if seen.is_empty() { "it has none yet".to_owned() } else { format!("seen: {}", seen.join(", ")) };
         Problem::Other(format!(
@@ -152,22 +154,25 @@ impl Signals {
         })
     }
 
-    /// Waits for the child. Ctrl-C reaches it from the terminal without us: we only see to it that it ends.
+    /// Waits for the child and hands on what we are told. Ctrl-C in a terminal reaches it from there too, which
+    /// changes nothing for it.
     async fn attend(mut self, mut child: Child) -> anyhow::Result<ExitStatus> {
         let lost = "could not wait for etcdctl";
-        tokio::select! {
+        let told = tokio::select! {
             ended = child.wait() => return ended.context(lost),
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => child.start_kill().context("could not stop etcdctl")?,
-            _ = self.hangup.recv() => child.start_kill().context("could not stop etcdctl")?,
+            _ = self.interrupt.recv() => rustix::process::Signal::INT,
+            _ = self.terminate.recv() => rustix::process::Signal::TERM,
+            _ = self.hangup.recv() => rustix::process::Signal::HUP,
+        };
+        if let Some(id) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+            // It has not been waited for, so the number is still its own, even if it has just ended.
+            kill_process(id, told).context("could not pass the signal on to etcdctl")?;
         }
-        match tokio::time::timeout(FAREWELL, child.wait()).await {
-            Ok(ended) => ended.context(lost),
-            Err(_) => {
-                child.start_kill().context("could not stop etcdctl")?;
-                child.wait().await.context(lost)
-            }
+        if let Ok(ended) = tokio::time::timeout(FAREWELL, child.wait()).await {
+            return ended.context(lost);
         }
+        child.start_kill().context("could not stop etcdctl")?;
+        child.wait().await.context(lost)
     }
 }
 

@@ -147,7 +147,7 @@ pub(super) fn grouped(number: i64) -> String {
     let digits = number.unsigned_abs().to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place) % 3 == 0 {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -158,7 +158,8 @@ pub(super) fn grouped(number: i64) -> String {
 /// Reads a size for a person, such as `1.7Gi` or `1024`: the answer is for a bar, not for arithmetic.
 pub(super) fn bytes(quantity: &str) -> Option<f64> {
     const UNITS: [(&str, i32); 4] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
-    let found = UNITS.iter().find_map(|(unit, power)| Some((quantity.strip_suffix(unit)?, 2_f64.powi(*power))));
+    let found =
+        UNITS.iter().find_map(|(unit, power)| Some((quantity.strip_suffix(unit)?, 2_f64.powi(*power))));
     let (number, factor) = found.unwrap_or((quantity, 1.0));
     let number: f64 = number.trim().parse().ok()?;
     (number.is_finite() && number >= 0.0).then_some(number * factor)

@@ -5,9 +5,6 @@ mod picture;
 mod verdict;
 mod watch;
 
-#[cfg(test)]
-mod samples;
-
 use anyhow::Context as _;
 use jiff::Timestamp;
 use kube::api::{Api, DynamicObject, ListParams};

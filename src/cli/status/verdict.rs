@@ -4,6 +4,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
+use super::look::harmless;
 use crate::api::{EtcdCluster, EtcdClusterStatus, condition, reason::Reason};
 use crate::cli::Exit;
 
@@ -106,6 +107,8 @@ fn is(status: &EtcdClusterStatus, type_: &str, value: &str) -> bool {
     find(status, type_).is_some_and(|condition| condition.status == value)
 }
 
+const PAUSED_EARLY: &str = "not started yet, the operator changes nothing";
+
 /// Says how a cluster is.
 pub(super) fn judge(cluster: &EtcdCluster) -> Verdict {
     let unknown = EtcdClusterStatus::default();
@@ -119,21 +122,34 @@ pub(super) fn judge(cluster: &EtcdCluster) -> Verdict {
     if serving {
         return running(status);
     }
+    let ready = find(status, condition::READY);
     if let Some(stalled) = find(status, condition::STALLED).filter(|condition| condition.status == "True") {
-        return verdict(State::Stalled, &format!("{}; a person is needed", not_serving(&stalled.reason)));
+        // What is lost says more than what keeps it from coming back.
+        let mut reasons = ready.iter().chain([&stalled]).map(|condition| condition.reason.as_str());
+        let what = reasons.find_map(in_words).map_or_else(|| unknown_reason(&stalled.reason), str::to_owned);
+        return verdict(State::Stalled, &format!("{what}; a person is needed"));
     }
-    match find(status, condition::READY) {
-        None if is(status, condition::PAUSED, "True") => {
-            verdict(State::Paused, "not started; the operator changes nothing")
+    match ready {
+        None if is(status, condition::PAUSED, "True") => verdict(State::Paused, PAUSED_EARLY),
+        // The operator records what it is about to make before it can say how that goes.
+        None if status.observed_generation.is_some_and(|generation| generation >= 0) => {
+            verdict(State::Starting, "first start")
         }
         None => verdict(State::Pending, "the operator has not looked at it yet"),
-        Some(ready) if ready.reason == Reason::Bootstrapping.to_string() => {
+        // Whatever is in the way of a cluster that never formed, nothing is lost.
+        Some(_) if status.cluster_id.is_none() && is(status, condition::PAUSED, "True") => {
+            verdict(State::Paused, PAUSED_EARLY)
+        }
+        Some(_) if status.cluster_id.is_none() => {
             verdict(State::Starting, &format!("first start, {}", progress(cluster, status)))
         }
         Some(ready) if ready.reason == Reason::Recovering.to_string() => {
             verdict(State::Starting, &format!("starting again, {}", progress(cluster, status)))
         }
-        Some(ready) => verdict(State::Unavailable, &not_serving(&ready.reason)),
+        Some(ready) => {
+            let what = in_words(&ready.reason).map_or_else(|| unknown_reason(&ready.reason), str::to_owned);
+            verdict(State::Unavailable, &what)
+        }
     }
 }
 
@@ -183,9 +199,9 @@ fn progress(cluster: &EtcdCluster, status: &EtcdClusterStatus) -> String {
     format!("{} of {total} members healthy", status.ready_replicas)
 }
 
-/// Reasons of this version in words; one that a newer operator gives is shown as it is.
-fn not_serving(reason: &str) -> String {
-    const WORDS: [(Reason, &str); 9] = [
+/// Why a cluster does not serve, in words.
+fn in_words(reason: &str) -> Option<&'static str> {
+    const WORDS: [(Reason, &str); 10] = [
         (Reason::QuorumLost, "quorum lost"),
         (Reason::NoLeader, "no leader"),
         (Reason::Unreachable, "no member answers the operator"),
@@ -195,9 +211,12 @@ fn not_serving(reason: &str) -> String {
         (Reason::CorruptAlarm, "data differ between members"),
         (Reason::InvalidSpec, "the spec cannot be used"),
         (Reason::CertificateExpired, "certificates have ended"),
+        (Reason::ProgressDeadlineExceeded, "no progress"),
     ];
-    match WORDS.iter().find(|(known, _)| known.to_string() == reason) {
-        Some((_, words)) => (*words).to_owned(),
-        None => format!("not serving ({reason})"),
-    }
+    WORDS.iter().find(|(known, _)| known.to_string() == reason).map(|(_, words)| *words)
+}
+
+/// The rest, such as what a newer operator gives, is shown as it is.
+fn unknown_reason(reason: &str) -> String {
+    format!("not serving ({})", harmless(reason))
 }

@@ -105,7 +105,14 @@ fn endure(error: watcher::Error, request: &Request<'_>, host: &Host, shown: bool
             terminal::complain(&format!("{problem}; trying again."));
             Ok(())
         }
-        problem => Err(problem),
+        problem @ (Problem::Unreachable { .. }
+        | Problem::Refused { .. }
+        | Problem::Request { .. }
+        | Problem::Timeout { .. }
+        | Problem::Usage(_)
+        | Problem::Other(_)
+        | Problem::Forbidden(_)
+        | Problem::NotInstalled) => Err(problem),
     }
 }
 

@@ -1,10 +1,9 @@
 use expect_test::{Expect, expect};
 
-use super::super::samples;
 use super::*;
 use crate::cli::Exit;
 
-fn check(cluster: &EtcdCluster, exit: Exit, expected: Expect) {
+fn check(cluster: &EtcdCluster, exit: Exit, expected: &Expect) {
     expected.assert_eq(&picture(cluster, &samples::look()));
     assert_eq!(judge(cluster).exit(), exit);
 }
@@ -14,7 +13,7 @@ fn healthy() {
     check(
         &samples::healthy(),
         Exit::Done,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● HEALTHY - serving, can lose 1 member
             Quorum    ■ ■ ■  3/3 voters healthy, quorum 2, can lose 1
             Leader    main-1 (term 12)      Revision 18,233,412
@@ -36,7 +35,7 @@ fn a_single_member_is_healthy_by_choice() {
     check(
         &samples::single(),
         Exit::Done,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● HEALTHY - serving, a single member
             Quorum    ■  1/1 voters healthy, quorum 1, can lose 0
             Leader    main-0 (term 12)      Revision 18,233,412
@@ -56,7 +55,7 @@ fn one_member_down() {
     check(
         &samples::degraded(),
         Exit::Degraded,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● DEGRADED - serving, one failure from outage
             Quorum    ■ ■ □  2/3 voters healthy, quorum 2, can lose 0
             Leader    main-1 (term 12)      Revision 18,233,412
@@ -80,7 +79,7 @@ fn quorum_lost() {
     check(
         &samples::quorum_lost(),
         Exit::Unavailable,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● UNAVAILABLE - quorum lost
             Quorum    ■ □ □  1/3 voters healthy, quorum 2, 1 short
             Leader    none (term 12)      Revision 18,233,412
@@ -93,7 +92,6 @@ fn quorum_lost() {
             main-1  -     DataLost    worker-3  -        -      the volume is empty
             main-2  -     MemberDown  worker-3  -        -      dial tcp 10.0.3.7:2379: i/o timeout
 
-            Also      DataLost: main-1's volume lost its data. (12m)
             What now  QuorumLost: 1 of 3 voters answers (main-0), 2 are needed. Nothing is changed automatically. Bring back the node of main-2. (12m)
                       More: kubectl quorate explain QuorumLost
         "#]],
@@ -105,7 +103,7 @@ fn data_lost_stalls() {
     check(
         &samples::stalled(),
         Exit::Unavailable,
-        expect![[r#"
+        &expect![[r#"
         main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● STALLED - a member's data is gone; a person is needed
         Quorum    □ □ □  0/3 voters healthy, quorum 2, 2 short
         Spec      up to date      Certificates ok
@@ -126,19 +124,18 @@ fn bootstrapping() {
     check(
         &samples::bootstrapping(),
         Exit::Unavailable,
-        expect![[r#"
-        main (default)  3.6.16  40d  ● STARTING - first start, 0 of 3 members healthy
-        Quorum    □ □ □  0/3 voters healthy, quorum 2, 2 short
-        Spec      up to date      Certificates ok
+        &expect![[r#"
+            main (default)  3.6.16  40d  ● STARTING - first start, 0 of 3 members healthy
+            Quorum    □ □ □  0/3 voters healthy, quorum 2, 2 short
 
-        MEMBER  ROLE  HEALTH         NODE      VERSION  DB
-        main-0  -     Bootstrapping  worker-1  -        -
-        main-1  -     Bootstrapping  worker-2  -        -   pulling the image
-        main-2  -     Bootstrapping  -         -        -   waiting for a node
+            MEMBER  ROLE  HEALTH         NODE      VERSION  DB
+            main-0  -     Bootstrapping  worker-1  -        -
+            main-1  -     Bootstrapping  worker-2  -        -   pulling the image
+            main-2  -     Bootstrapping  -         -        -   waiting for a node
 
-        What now  Bootstrapping: Three members start for the first time: main-1 pulls its image, main-2 waits for a node. (12m)
-                  More: kubectl quorate explain Bootstrapping
-    "#]],
+            What now  Unschedulable: main-2 waits for a node: 0/3 nodes have room. The operator waits. Add a node. (12m)
+                      More: kubectl quorate explain Unschedulable
+        "#]],
     );
 }
 
@@ -147,7 +144,7 @@ fn paused() {
     check(
         &samples::paused(),
         Exit::Done,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● PAUSED - serving, the operator changes nothing
             Quorum    ■ ■ ■  3/3 voters healthy, quorum 2, can lose 1
             Leader    main-1 (term 12)      Revision 18,233,412
@@ -166,14 +163,51 @@ fn paused() {
 }
 
 #[test]
+fn paused_while_it_starts() {
+    let mut cluster = samples::bootstrapping();
+    let paused = samples::paused().status.unwrap().conditions.pop().unwrap();
+    cluster.status.as_mut().unwrap().conditions.push(paused);
+    check(
+        &cluster,
+        Exit::Unavailable,
+        &expect![[r#"
+        main (default)  3.6.16  40d  ● PAUSED - not started yet, the operator changes nothing
+        Quorum    □ □ □  0/3 voters healthy, quorum 2, 2 short
+
+        MEMBER  ROLE  HEALTH         NODE      VERSION  DB
+        main-0  -     Bootstrapping  worker-1  -        -
+        main-1  -     Bootstrapping  worker-2  -        -   pulling the image
+        main-2  -     Bootstrapping  -         -        -   waiting for a node
+
+        Also      Unschedulable: main-2 waits for a node: 0/3 nodes have room. The operator waits. Add a node. (12m)
+        What now  PausedByUser: spec.paused is true: the operator looks on but changes nothing. Set it to false to go on. (12m)
+                  More: kubectl quorate explain PausedByUser
+    "#]],
+    );
+}
+
+#[test]
 fn just_created() {
     check(
         &samples::just_created(),
         Exit::Unavailable,
-        expect![[r#"
+        &expect![[r#"
         main (default)  3.6  40d  ● PENDING - the operator has not looked at it yet
 
         What now  Wait a few seconds. If it stays like this, the operator is not running: kubectl get deployments -A -l app.kubernetes.io/name=quorate
+    "#]],
+    );
+}
+
+#[test]
+fn only_the_intent_is_recorded() {
+    check(
+        &samples::recorded(),
+        Exit::Unavailable,
+        &expect![[r#"
+        main (default)  3.6.16  40d  ● STARTING - first start
+
+        What now  Look again in a few seconds.
     "#]],
     );
 }
@@ -183,7 +217,7 @@ fn a_learner_a_newer_spec_and_hostile_text() {
     check(
         &samples::odd(),
         Exit::Done,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● HEALTHY - serving, a single member
             Quorum    ■ ◇  1/1 voters healthy, quorum 1, can lose 0, 1 learner
             Leader    main-1 (term 12)      Revision 18,233,412
@@ -208,7 +242,7 @@ fn being_deleted() {
     check(
         &cluster,
         Exit::Degraded,
-        expect![[r#"
+        &expect![[r#"
             main (default)  3.6.16  cluster 3f2a9c01be77d0e4  40d  ● DELETING - being deleted
             Quorum    ■ ■ ■  3/3 voters healthy, quorum 2, can lose 1
             Leader    main-1 (term 12)      Revision 18,233,412
@@ -295,7 +329,6 @@ fn on_a_narrow_terminal() {
         main-1  -     DataLost    worker-3  -        -      the volume is empty
         main-2  -     MemberDown  worker-3  -        -      dial tcp 10.0.3.7:2379: i/o timeout
 
-        Also      DataLost: main-1's volume lost its data. (12m)
         What now  QuorumLost: 1 of 3 voters answers (main-0), 2 are needed. Nothing is changed
                   automatically. Bring back the node of main-2. (12m)
                   More: kubectl quorate explain QuorumLost

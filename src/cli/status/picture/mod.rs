@@ -59,17 +59,17 @@ pub(super) fn overview(clusters: &[EtcdCluster], with_namespace: bool, look: &Lo
 /// One line that says what a change came to; without a time, so that equal ones can be recognised.
 pub(super) fn line(cluster: &EtcdCluster) -> String {
     let verdict = judge(cluster);
-    let mut text = format!(
+    let text = format!(
         "{}/{} {} - {}",
         cluster.namespace().unwrap_or_default(),
         cluster.name_any(),
         verdict.state.word(),
         verdict.phrase
     );
-    if let Some(worst) = cluster.status.as_ref().and_then(|status| abnormal(status).into_iter().next()) {
-        text.push_str(&format!(". {}", sentence(worst)));
+    match cluster.status.as_ref().and_then(|status| abnormal(status).into_iter().next()) {
+        Some(worst) => format!("{text}. {}", sentence(worst)),
+        None => text,
     }
-    text
 }
 
 fn ink(state: State) -> Ink {
@@ -183,6 +183,8 @@ fn alarms(status: &EtcdClusterStatus, look: &Look) -> Option<String> {
 }
 
 fn spec(cluster: &EtcdCluster, status: &EtcdClusterStatus) -> Option<String> {
+    // While the first members are being made, nothing can be out of date.
+    status.cluster_id.as_ref()?;
     let observed = status.observed_generation.filter(|generation| *generation >= 0)?;
     let mut parts = Vec::new();
     let newest = cluster.metadata.generation.unwrap_or(observed);
@@ -246,16 +248,16 @@ fn abnormal(status: &EtcdClusterStatus) -> Vec<&Condition> {
     /// Types by weight, with the status that is the normal one.
     const WEIGHT: [(&str, &str); 9] = [
         (condition::STALLED, "False"),
+        // While the operator's hands are off, what it says elsewhere that it will do does not happen.
+        (condition::PAUSED, "False"),
         (condition::READY, "True"),
         (condition::ALL_MEMBERS_HEALTHY, "True"),
         (condition::QUORUM_SAFE, "True"),
         (condition::CERTIFICATES_VALID, "True"),
         (condition::FOREIGN_VOLUMES, "False"),
         (condition::UP_TO_DATE, "True"),
-        (condition::PAUSED, "False"),
         (condition::RECONCILING, "False"),
     ];
-    let single = Voters::of(status).is_some_and(|voters| voters.total == 1);
     let known = WEIGHT
         .iter()
         .filter_map(|(type_, normal)| find(status, type_).filter(|condition| condition.status != *normal));
@@ -265,17 +267,30 @@ fn abnormal(status: &EtcdClusterStatus) -> Vec<&Condition> {
     });
     let mut found: Vec<&Condition> = Vec::new();
     for condition in known.chain(unknown) {
-        let by_choice = single && condition.type_ == condition::QUORUM_SAFE;
         // Several conditions often tell the same story: once is enough.
         let told = found.iter().any(|earlier| {
             earlier.message == condition.message
                 || (earlier.reason == condition.reason && condition.message.is_empty())
         });
-        if !by_choice && !told {
+        if !told && !goes_without_saying(status, condition) {
             found.push(condition);
         }
     }
     found
+}
+
+/// Whether a condition only follows from what another one, or the spec, says already.
+fn goes_without_saying(status: &EtcdClusterStatus, condition: &Condition) -> bool {
+    let down = find(status, condition::READY).is_some_and(|ready| ready.status != "True");
+    let single = Voters::of(status).is_some_and(|voters| voters.total == 1);
+    match condition.type_.as_str() {
+        condition::QUORUM_SAFE => down || single,
+        // Which members are down stands in their table.
+        condition::ALL_MEMBERS_HEALTHY | condition::RECONCILING => down,
+        // Everything is still being made.
+        condition::UP_TO_DATE | condition::CERTIFICATES_VALID => down && status.cluster_id.is_none(),
+        _ => false,
+    }
 }
 
 fn sentence(condition: &Condition) -> String {
@@ -341,5 +356,7 @@ fn overview_row(cluster: &EtcdCluster, verdict: &Verdict, look: &Look) -> Vec<Ce
     ]
 }
 
+#[cfg(test)]
+mod samples;
 #[cfg(test)]
 mod tests;

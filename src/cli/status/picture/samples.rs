@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::look::Look;
 use crate::api::EtcdCluster;
+use crate::cli::status::look::Look;
 
 /// When the samples are looked at: 40 days after their creation.
 pub(super) fn look() -> Look {
@@ -16,7 +16,7 @@ fn at(text: &str) -> Timestamp {
 }
 
 /// A cluster with this status.
-pub(super) fn cluster(name: &str, spec: Value, status: Value) -> EtcdCluster {
+pub(super) fn cluster(name: &str, spec: &Value, status: &Value) -> EtcdCluster {
     serde_json::from_value(json!({
         "apiVersion": "quorate.dev/v1alpha1",
         "kind": "EtcdCluster",
@@ -79,7 +79,7 @@ pub(super) fn healthy() -> EtcdCluster {
         member("main-1", "leader", "worker-2"),
         member("main-2", "follower", "worker-3"),
     ];
-    cluster("main", json!({}), status("3/3", &members, &good()))
+    cluster("main", &json!({}), &status("3/3", &members, &good()))
 }
 
 pub(super) fn single() -> EtcdCluster {
@@ -91,7 +91,7 @@ pub(super) fn single() -> EtcdCluster {
     )]);
     let mut status = status("1/1", &[member("main-0", "leader", "worker-1")], &conditions);
     status["leader"] = json!("main-0");
-    cluster("main", json!({"replicas": 1}), status)
+    cluster("main", &json!({"replicas": 1}), &status)
 }
 
 pub(super) fn degraded() -> EtcdCluster {
@@ -116,7 +116,7 @@ pub(super) fn degraded() -> EtcdCluster {
     ]);
     let mut status = status("2/3", &members, &conditions);
     status["db"] = json!("1.7Gi/2Gi");
-    cluster("main", json!({}), status)
+    cluster("main", &json!({}), &status)
 }
 
 pub(super) fn quorum_lost() -> EtcdCluster {
@@ -134,7 +134,7 @@ pub(super) fn quorum_lost() -> EtcdCluster {
     let mut status = status("1/3", &members, &conditions);
     status["leader"] = Value::Null;
     status["alarms"] = json!(["NOSPACE main-0"]);
-    cluster("main", json!({}), status)
+    cluster("main", &json!({}), &status)
 }
 
 pub(super) fn stalled() -> EtcdCluster {
@@ -154,7 +154,7 @@ pub(super) fn stalled() -> EtcdCluster {
     for field in ["leader", "raftTerm", "revision", "db"] {
         status[field] = Value::Null;
     }
-    cluster("main", json!({}), status)
+    cluster("main", &json!({}), &status)
 }
 
 pub(super) fn bootstrapping() -> EtcdCluster {
@@ -163,18 +163,25 @@ pub(super) fn bootstrapping() -> EtcdCluster {
         json!({"name": "main-1", "role": "unknown", "health": "Bootstrapping", "message": "pulling the image", "node": "worker-2"}),
         json!({"name": "main-2", "role": "unknown", "health": "Bootstrapping", "message": "waiting for a node"}),
     ];
-    let message = "Three members start for the first time: main-1 pulls its image, main-2 waits for a node.";
+    let message = "main-2 waits for a node: 0/3 nodes have room. The operator waits. Add a node.";
     let conditions = [
-        condition("Ready", "False", "Bootstrapping", message),
-        condition("UpToDate", "True", "Healthy", ""),
-        condition("CertificatesValid", "True", "Healthy", ""),
-        condition("Reconciling", "True", "Bootstrapping", message),
+        condition("Ready", "False", "Unschedulable", message),
+        condition(
+            "AllMembersHealthy",
+            "False",
+            "Unschedulable",
+            "0 of 3 members are healthy. main-0 does not answer.",
+        ),
+        condition("UpToDate", "False", "Bootstrapping", "2 of 3 Pods exist."),
+        condition("QuorumSafe", "False", "QuorumLost", "0 of 3 members are healthy; quorum is 2."),
+        condition("CertificatesValid", "False", "CertificateExpiring", "2 of 5 certificates are valid."),
+        condition("Reconciling", "True", "Unschedulable", message),
     ];
     let mut status = status("0/3", &members, &conditions);
     for field in ["clusterID", "leader", "raftTerm", "revision", "db"] {
         status[field] = Value::Null;
     }
-    cluster("main", json!({}), status)
+    cluster("main", &json!({}), &status)
 }
 
 pub(super) fn paused() -> EtcdCluster {
@@ -192,7 +199,13 @@ pub(super) fn paused() -> EtcdCluster {
 }
 
 pub(super) fn just_created() -> EtcdCluster {
-    cluster("main", json!({}), json!({"observedGeneration": -1}))
+    cluster("main", &json!({}), &json!({"observedGeneration": -1}))
+}
+
+/// The operator has written down what it will make, and nothing else yet.
+pub(super) fn recorded() -> EtcdCluster {
+    let version = json!({"requested": "3.6", "resolved": "3.6.16"});
+    cluster("main", &json!({}), &json!({"observedGeneration": 2, "version": version}))
 }
 
 /// A newer spec that the operator has not seen, a learner, and hostile text.
@@ -208,5 +221,5 @@ pub(super) fn odd() -> EtcdCluster {
     let mut status = status("1/1", &members, &conditions);
     status["observedGeneration"] = json!(1);
     status["db"] = json!("plenty");
-    cluster("main", json!({}), status)
+    cluster("main", &json!({}), &status)
 }
