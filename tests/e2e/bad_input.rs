@@ -3,9 +3,11 @@
 #[path = "../it/bad_input_files.rs"]
 mod files;
 
+use std::time::Duration;
+
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -53,10 +55,16 @@ fn name(document: &serde_json::Value) -> &str {
 async fn cured(story: &Story, bad: serde_json::Value, reason: &str, good: serde_json::Value) {
     story.create(bad).await;
     let said = story.condition("Stalled", reason).await;
-    let pods = async || story.api::<Pod>().list(&Default::default()).await.unwrap().items.into_iter().filter_map(|pod| pod.uid()).collect::<Vec<_>>();
-    let first = pods().await;
     story.condition("Ready", reason).await;
-    assert_eq!(pods().await, first, "Pods are made again and again: {said}");
+    let pods = async || {
+        let pods = story.api::<Pod>().list(&ListParams::default()).await.unwrap().items;
+        pods.into_iter().filter_map(|pod| pod.uid()).collect::<Vec<_>>()
+    };
+    let first = eventually("all Pods are made", async || Some(pods().await).filter(|pods| pods.len() == 3)).await;
+    for _ in 0..30 {
+        assert_eq!(pods().await, first, "Pods are made again and again: {said}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     story.patch(good).await;
     story.healthy().await;
 }

@@ -10,8 +10,8 @@ use serde_json::json;
 
 use crate::support::{eventually, story};
 
-fn quorate(namespace: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_quorate")).args(["-n", namespace]).args(arguments).output().unwrap();
+fn quorate(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_quorate")).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -28,21 +28,21 @@ async fn a_new_object_is_in_progress_before_the_operator_has_seen_it() {
 #[tokio::test]
 async fn status_shows_the_picture_and_ctl_reads_and_writes() {
     story("cli", async |story| {
-        let (code, _, said) = quorate(&story.namespace, &["status", "main"]);
+        let (code, _, said) = quorate(&["status", "-n", &story.namespace, "main"]);
         assert!(code == Some(2) && said.contains("main"), "{code:?} {said}");
         story.create(json!({})).await;
         story.healthy().await;
-        let (code, said, errors) = quorate(&story.namespace, &["status", "main"]);
+        let (code, said, errors) = quorate(&["status", "-n", &story.namespace, "main"]);
         assert_eq!(code, Some(0), "{said}{errors}");
         assert!(said.contains("3/3 voters healthy") && said.contains("main-2"), "{said}");
-        let put = quorate(&story.namespace, &["ctl", "main", "--", "put", "hello", "world"]);
+        let put = quorate(&["ctl", "-n", &story.namespace, "main", "--", "put", "hello", "world"]);
         assert_eq!((put.0, put.1.trim()), (Some(0), "OK"), "{}", put.2);
-        let get = quorate(&story.namespace, &["ctl", "main", "--", "get", "hello", "--print-value-only"]);
+        let get = quorate(&["ctl", "-n", &story.namespace, "main", "--", "get", "hello", "--print-value-only"]);
         assert_eq!((get.0, get.1.trim()), (Some(0), "world"), "{}", get.2);
         story.patch(json!({"paused": true})).await;
         story.delete_pod("main-1").await;
         story.member_health("main-1", "MemberDown").await;
-        let (code, said, _) = quorate(&story.namespace, &["status", "main"]);
+        let (code, said, _) = quorate(&["status", "-n", &story.namespace, "main"]);
         assert!(code == Some(1) && said.contains("2/3"), "{code:?} {said}");
     })
     .await;
