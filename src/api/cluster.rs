@@ -459,7 +459,7 @@ pub struct EtcdClusterStatus {
     pub bootstrap: Option<BootstrapStatus>,
     /// The members.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"], "maxItems" = 64))]
     pub members: Vec<MemberStatus>,
     /// What holds for the cluster. Always there: Ready (it serves with quorum), AllMembersHealthy, UpToDate (all
     /// members run the observed spec), QuorumSafe (one more member may fail) and, with TLS, CertificatesValid.

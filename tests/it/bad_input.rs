@@ -148,7 +148,7 @@ fn a_version_goes_back_only_while_a_member_still_runs_it() {
 fn a_second_minor_waits_for_members_that_run_an_older_one() {
     let halfway = running("3.6", &[Some("3.6.16"), Some("3.5.35"), Some("3.5.35")]);
     expect![
-        "version 3.7 skips 3.6 for members that run older ones; upgrade one minor at a time. Use 3.6 until every member runs it."
+        "version 3.7 skips 3.6 for members that still run 3.5; upgrade one minor at a time. Use 3.6 until every member runs it."
     ]
     .assert_eq(&version_change(&halfway, "3.7"));
     let done = running("3.6", &[Some("3.6.16"), Some("3.6.16"), None]);
@@ -187,6 +187,6 @@ fn every_owned_flag_is_named_with_what_to_do() {
         &cluster(&json!({"extraArgs": {"data-dir": "/x", "quota-backend-bytes": "1", "heartbeat-interval": "200"}})),
         None,
     );
-    expect![[r#"extraArgs may not set data-dir (the operator gives every member its identity and its place: remove it), quota-backend-bytes (use spec.quotaBackend)."#]]
+    expect!["extraArgs may not set these flags. quota-backend-bytes: use spec.quotaBackend. data-dir: the operator gives every member its identity and its place, remove it."]
         .assert_eq(&found.join("\n"));
 }

@@ -4,4 +4,5 @@
 mod bad_files;
 mod bad_input;
 mod crds;
+mod examples;
 mod offline;
