@@ -12,5 +12,6 @@
 //! A file named by a noun is pure; a file named by a verb does I/O.
 
 pub mod api;
+pub mod cli;
 pub mod etcd;
 pub mod operator;

@@ -1,2 +1,13 @@
-//! x
-fn main() {}
+//! Stories on a real Kubernetes: `cargo verify` starts one, or set KUBECONFIG (and, for the stories that damage
+//! disks or kill processes, QUORATE_CLUSTER and QUORATE_CLUSTER_TOOL as `cargo verify` does).
+
+#![expect(clippy::print_stderr, reason = "a failed story tells what it saw")]
+
+mod support;
+
+mod bad_input;
+mod bootstrap;
+mod guard;
+mod install;
+mod recovery;
+mod sizes;

@@ -187,11 +187,11 @@ impl Member {
         let (log, message) = (self.folder.join("log"), self.folder.join("message"));
         drop(fs::remove_file(&message));
         let log = File::create(log).unwrap();
+        let etcd = self.etcd_command();
         let child = Command::new(env!("CARGO_BIN_EXE_quorate-guard"))
             .arg("--")
-            .arg(program(self.minor, "etcd"))
-            .arg(format!("--data-dir={}", self.volume.join("data").display()))
-            .args(self.flags.iter().map(|(flag, value)| format!("--{flag}={value}")))
+            .arg(etcd.get_program())
+            .args(etcd.get_args())
             .env_clear()
             .envs(&self.variables)
             .env("QUORATE_VOLUME", &self.volume)
@@ -204,6 +204,13 @@ impl Member {
             .spawn()
             .unwrap();
         Guard { child, ended: false, volume: self.volume.clone(), folder: self.folder.clone() }
+    }
+
+    fn etcd_command(&self) -> Command {
+        let mut command = Command::new(program(self.minor, "etcd"));
+        command.arg(format!("--data-dir={}", self.volume.join("data").display()));
+        command.args(self.flags.iter().map(|(flag, value)| format!("--{flag}={value}")));
+        command
     }
 
     /// Starts the guard and waits for its end.
@@ -228,6 +235,22 @@ impl Member {
             .collect();
         names.sort();
         names
+    }
+
+    /// Whether etcd starts without a guard.
+    pub(crate) fn etcd_starts_alone(&self) -> bool {
+        let mut etcd = self.etcd_command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let (mut ended, mut serves) = (false, false);
+        wait_until("etcd starts or ends", || {
+            ended = etcd.try_wait().unwrap().is_some();
+            serves = http::count(self.client, 'x').is_ok();
+            ended || serves
+        });
+        if !ended {
+            etcd.kill().unwrap();
+            etcd.wait().unwrap();
+        }
+        serves
     }
 
     /// Waits until a linearizable read succeeds.
@@ -330,24 +353,33 @@ impl Drop for Guard {
     /// itself is reaped only after that: until then the group's number cannot be another's.
     fn drop(&mut self) {
         if !self.ended {
-            drop(kill_process_group(self.pid(), Signal::KILL));
+            kill_process_group(self.pid(), Signal::KILL).ok();
             drop(self.child.wait());
             wait_until("etcd is gone", || lock::take(&self.volume).is_ok());
         }
     }
 }
 
-/// Copies a directory.
+/// Copies a directory, without the zeros that etcd preallocates.
 pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
         if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
+            copy(&source, &target);
+        } else if source.extension().is_some_and(|extension| extension == "wal") {
+            write_sparse(&target, &fs::read(&source).unwrap());
+        } else if source.extension().is_none_or(|extension| extension != "tmp") {
+            fs::copy(source, target).unwrap();
         }
     }
+}
+
+/// Writes a file whose zeros at the end take no space.
+pub(crate) fn write_sparse(path: &Path, bytes: &[u8]) {
+    let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    fs::write(path, &bytes[..end]).unwrap();
+    File::options().write(true).open(path).unwrap().set_len(bytes.len() as u64).unwrap();
 }
 
 /// Replaces a directory by another.

@@ -57,6 +57,8 @@ pub struct Volume {
     pub resource_version: String,
     /// The EtcdCluster that it belongs to; `None`: nobody of ours made it.
     pub cluster_uid: Option<String>,
+    /// Whether it goes with its EtcdCluster.
+    pub owned: bool,
     /// Whether it is bound.
     pub bound: bool,
     /// Whether it is being deleted.
@@ -166,6 +168,7 @@ impl Volume {
             uid: claim.uid().unwrap_or_default(),
             resource_version: claim.resource_version().unwrap_or_default(),
             cluster_uid: claim.labels().get(names::CLUSTER_UID).cloned(),
+            owned: !claim.owner_references().is_empty(),
             bound: phase == Some("Bound"),
             deleting: claim.metadata.deletion_timestamp.is_some(),
             storage_class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::apply::{ApplyError, apply, write};
 use super::desired::Desired;
 use super::observe::{ObserveError, observe};
-use super::plan::{Plan, plan};
+use super::plan::{Finding, Plan, plan};
 use super::status;
 use crate::api::cluster::{EtcdCluster, EtcdClusterStatus};
 use crate::api::condition::{READY, STALLED};
@@ -110,11 +110,16 @@ async fn pass(context: &Context, api: &Api<EtcdCluster>, object: &EtcdCluster) -
         publish(context, object, plan_notes(&before, &plan)).await;
         return Ok(Pass::Again);
     }
-    let applied = apply(context, &desired, &observed, &plan).await?;
-    let after = status::status(&before, &desired, &observed, &plan.findings, context.now());
+    let mut findings = plan.findings.clone();
+    let applied = apply(context, &desired, &observed, &plan).await;
+    if let Err(error @ ApplyError::Refused { .. }) = &applied && !error.is_conflict() {
+        findings.insert(0, Finding::refused(&chain(error)));
+    }
+    let after = status::status(&before, &desired, &observed, &findings, context.now());
     measure(context, object, &after);
     let quiet = after.summary.as_deref() == Some("Healthy");
     write_status(context, api, object, &before, after).await?;
+    let applied = applied?;
     publish(context, object, applied.notes).await;
     if applied.changed {
         return Ok(Pass::Again);

@@ -17,13 +17,12 @@ pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
     };
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
-    let mut metadata = json!({
+    let metadata = json!({
         "name": member,
         "namespace": desired.namespace,
         "labels": labels,
         "annotations": {names::STATE: "joining", names::INCARNATION: incarnation.to_string()},
     });
-    set_owner(desired, &mut metadata);
     let mut spec = json!({
         "accessModes": [access_mode],
         "resources": {"requests": {"storage": storage.size}},
@@ -56,9 +55,14 @@ pub fn record(desired: &Desired, member: &str, uid: &str, identity: Option<(Clus
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata})
 }
 
+/// Whether the volume should go with its EtcdCluster.
+pub fn is_owned(desired: &Desired) -> bool {
+    desired.spec.storage.on_delete == OnDelete::Delete
+}
+
 /// Volumes outlive the EtcdCluster unless `onDelete: Delete`; the owner reference is what makes them go.
 fn set_owner(desired: &Desired, metadata: &mut Value) {
-    if let (OnDelete::Delete, Some(metadata)) = (desired.spec.storage.on_delete, metadata.as_object_mut()) {
+    if let (true, Some(metadata)) = (is_owned(desired), metadata.as_object_mut()) {
         metadata.insert("ownerReferences".to_owned(), owner(desired));
     }
 }

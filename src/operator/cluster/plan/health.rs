@@ -8,13 +8,13 @@ use crate::api::reason::Reason;
 use crate::etcd::survey::Alarm;
 
 pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    plan.findings.extend(storage_class(observed));
     for name in observed.record.member_names(&desired.name) {
         if let Some(pod) = observed.pods.get(&name) {
             plan.findings.extend(pod_finding(observed, &name, pod));
         }
         plan.findings.extend(identity_finding(observed, &name));
     }
-    plan.findings.extend(storage_class(observed));
     plan.findings.extend(alarms(observed));
     plan.findings.extend(unknown_members(observed));
     plan.findings.extend(scaling(desired, observed));
@@ -41,6 +41,9 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
             Some(name),
             format!("The image of {name} cannot be pulled ({waiting}). The kubelet goes on trying. Correct spec.version or spec.image, or load the image."),
         ));
+    }
+    if observed.record.cluster_id.is_none() && pod.last_exit.is_none() {
+        return None; // It starts for the first time: nothing is wrong yet.
     }
     let silence = observed.survey.get(name)?.as_ref().err()?;
     let how = pod.last_exit.as_ref().map_or_else(|| format!("does not answer: {silence}"), |report| report.sentence());

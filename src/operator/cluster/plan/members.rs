@@ -64,6 +64,14 @@ fn usable_volume<'a>(desired: &Desired, observed: &'a Observed, name: &str, plan
         ));
         return None;
     }
+    if volume.deleting && volume.identity.is_none() {
+        plan.findings.push(Finding::waiting(
+            Reason::VolumeTerminating,
+            Some(name),
+            format!("The volume {name}, which never held data, is being deleted; a new one is made when it is gone."),
+        ));
+        return None;
+    }
     if volume.deleting {
         plan.findings.push(Finding::stalled(
             Reason::VolumeTerminating,
@@ -82,10 +90,14 @@ fn record_identity(desired: &Desired, observed: &Observed, name: &str, volume: &
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
     };
     if let Some(identity) = volume.identity {
-        if volume.cluster_uid.as_deref() != Some(desired.uid.as_str()) {
+        let taken_over = volume.cluster_uid.as_deref() != Some(desired.uid.as_str());
+        if taken_over || volume.owned != volumes::is_owned(desired) {
             apply(Some(identity));
         }
         return;
+    }
+    if volume.owned != volumes::is_owned(desired) {
+        apply(None);
     }
     let (Some(Ok(answer)), Some(bootstrap)) = (observed.survey.get(name), &observed.record.bootstrap) else { return };
     let peer_url = url(desired.tls(), &desired.address(name), PEER_PORT);
@@ -162,6 +174,14 @@ fn existing(desired: &Desired, observed: &Observed, name: &str, pod: &MemberPod,
     }
 }
 
+/// A volume that was never bound, of a class that the spec does not name (any more).
+fn has_wrong_class(desired: &Desired, observed: &Observed, volume: &Volume) -> bool {
+    let wanted = desired.spec.storage.storage_class_name.as_ref();
+    let missing = observed.missing_storage_class.is_some() && observed.missing_storage_class == volume.storage_class;
+    let differs = volume.storage_class.as_ref() != wanted && (wanted.is_some() || missing);
+    !volume.bound && volume.identity.is_none() && differs
+}
+
 /// A Pod that serves nobody and would do better if it were made anew.
 fn replaceable(desired: &Desired, observed: &Observed, name: &str, pod: &MemberPod, volume: &Volume) -> Option<Step> {
     let premise = |why: String| Premise {
@@ -179,9 +199,7 @@ fn replaceable(desired: &Desired, observed: &Observed, name: &str, pod: &MemberP
     }
     let cannot_start = !pod.running || observed.record.cluster_id.is_none();
     let outdated = pod.template.as_deref() != Some(pods::template_hash(desired).as_str());
-    let class = desired.spec.storage.storage_class_name.as_deref();
-    let wrong_class = !volume.bound && volume.identity.is_none() && class.is_some_and(|class| volume.storage_class.as_deref() != Some(class));
-    if wrong_class {
+    if has_wrong_class(desired, observed, volume) {
         return Some(Step::DeleteVolume(Premise {
             name: name.to_owned(),
             uid: volume.uid.clone(),

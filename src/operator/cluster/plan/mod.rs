@@ -96,6 +96,12 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// The apiserver refused a write.
+    pub fn refused(why: &str) -> Self {
+        let message = format!("The Kubernetes API refused a write: {why}. It is tried again, later and later. Remove what stands in the way (a quota, an admission policy, a missing right).");
+        Self::waiting(Reason::ReconcileError, None, message)
+    }
+
     fn waiting(reason: Reason, member: Option<&str>, message: String) -> Self {
         Self { reason, member: member.map(str::to_owned), message, stalled: false }
     }

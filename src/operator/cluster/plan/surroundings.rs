@@ -39,7 +39,7 @@ fn certificates<'a>(desired: &Desired, observed: &'a Observed, plan: &mut Plan) 
             plan.findings.push(damaged(&format!("cannot be used: {why}")));
             None
         }
-        SecretState::Missing if observed.credentials.leafs.is_empty() => {
+        SecretState::Missing if observed.credentials.leafs.is_empty() && observed.pods.is_empty() => {
             plan.ensure.push(Ensure::Authority);
             None
         }

@@ -1,0 +1,316 @@
+//! What the stories share: a namespace, an installed operator, waiting with deadlines, etcd seen from outside,
+//! and hands that reach into nodes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use etcd_client::Client as Etcd;
+use futures::FutureExt;
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
+use kube::api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use quorate::api::EtcdCluster;
+use quorate::api::cluster::EtcdClusterStatus;
+use quorate::etcd::connect::{Address, ClientIdentity, connect};
+use serde_json::{Value, json};
+
+/// Longest wait for anything: far above what a loaded machine of two cores needs.
+pub const DEADLINE: Duration = Duration::from_secs(150);
+
+/// A namespace of its own on the cluster of KUBECONFIG.
+pub struct Story {
+    pub client: Client,
+    pub namespace: String,
+}
+
+/// Runs a story in a fresh namespace with Pod Security `restricted`; on failure tells what was there.
+pub async fn story(name: &str, tell: impl AsyncFnOnce(&Story)) {
+    install();
+    let client = Client::try_default().await.expect("KUBECONFIG names a cluster; `cargo verify` starts one");
+    let namespace = format!("e2e-{name}-{:04x}", rand::random::<u16>());
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let labels = json!({"pod-security.kubernetes.io/enforce": "restricted"});
+    let object = json!({"metadata": {"name": namespace, "labels": labels}});
+    namespaces.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+    let story = Story { client, namespace: namespace.clone() };
+    let outcome = AssertUnwindSafe(tell(&story)).catch_unwind().await;
+    if outcome.is_err() {
+        story.describe();
+    }
+    namespaces.delete(&namespace, &DeleteParams::default()).await.unwrap();
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Applies `deploy/install.yaml` once for all stories and waits for both replicas.
+fn install() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/install.yaml");
+        kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
+        kubectl(&["wait", "--for=condition=Established", "crd/etcdclusters.quorate.dev", "--timeout=60s"]);
+        kubectl(&["-n", "quorate-system", "rollout", "status", "deployment/quorate-operator", "--timeout=150s"]);
+    });
+}
+
+/// Runs kubectl; a failure fails the story with its words.
+pub fn kubectl(arguments: &[&str]) -> String {
+    let output = Command::new("kubectl").args(arguments).output().expect("kubectl is on the PATH");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "kubectl {arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    said
+}
+
+/// Runs the test cluster's tool (`cargo cluster …`) on the cluster under test.
+pub fn cluster_tool(arguments: &[&str]) {
+    let tool = std::env::var("QUORATE_CLUSTER_TOOL").expect("QUORATE_CLUSTER_TOOL is set by `cargo verify`");
+    let name = std::env::var("QUORATE_CLUSTER").expect("QUORATE_CLUSTER is set by `cargo verify`");
+    let status = Command::new(tool).args(arguments).args(["--name", &name]).status().expect("the tool runs");
+    assert!(status.success(), "cluster tool {arguments:?} failed");
+}
+
+/// Asks until there is an answer; the deadline fails the story with `what`.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    loop {
+        tick.tick().await;
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < DEADLINE, "waited {}s in vain until {what}", DEADLINE.as_secs());
+    }
+}
+
+impl Story {
+    pub fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Creates an EtcdCluster `main`.
+    pub async fn create(&self, spec: Value) -> EtcdCluster {
+        self.create_annotated(spec, json!({})).await
+    }
+
+    pub async fn create_annotated(&self, spec: Value, annotations: Value) -> EtcdCluster {
+        let object = json!({
+            "apiVersion": "quorate.dev/v1alpha1",
+            "kind": "EtcdCluster",
+            "metadata": {"name": "main", "annotations": annotations},
+            "spec": spec,
+        });
+        self.api().create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap()
+    }
+
+    /// Changes the spec.
+    pub async fn patch(&self, spec: Value) {
+        let patch = Patch::Merge(json!({"spec": spec}));
+        self.api::<EtcdCluster>().patch("main", &PatchParams::default(), &patch).await.unwrap();
+    }
+
+    pub async fn cluster(&self) -> EtcdCluster {
+        self.api().get("main").await.unwrap()
+    }
+
+    pub async fn status(&self) -> EtcdClusterStatus {
+        self.cluster().await.status.unwrap_or_default()
+    }
+
+    /// Waits until the newest spec is observed and everything is well.
+    pub async fn healthy(&self) -> EtcdClusterStatus {
+        let is_healthy = async || {
+            let cluster = self.cluster().await;
+            let status = cluster.status.unwrap_or_default();
+            let observed = status.observed_generation == cluster.metadata.generation;
+            (observed && status.summary.as_deref() == Some("Healthy")).then_some(status)
+        };
+        eventually("main is Healthy", is_healthy).await
+    }
+
+    /// Waits until a condition has that reason; returns its message.
+    pub async fn condition(&self, type_: &str, reason: &str) -> String {
+        let found = async || {
+            let status = self.status().await;
+            let condition = status.conditions.into_iter().find(|condition| condition.type_ == type_)?;
+            (condition.reason == reason).then_some(condition.message)
+        };
+        eventually(&format!("{type_} has the reason {reason}"), found).await
+    }
+
+    /// Waits until a member's health has that word; returns its message.
+    pub async fn member_health(&self, member: &str, word: &str) -> String {
+        let found = async || {
+            let status = self.status().await;
+            let member = status.members.into_iter().find(|status| status.name == member)?;
+            (member.health == word).then(|| member.message.unwrap_or_default())
+        };
+        eventually(&format!("{member} is {word}"), found).await
+    }
+
+    pub async fn pod(&self, name: &str) -> Option<Pod> {
+        self.api::<Pod>().get_opt(name).await.unwrap()
+    }
+
+    /// Deletes a Pod and waits until that very Pod is gone.
+    pub async fn delete_pod(&self, name: &str) {
+        let pod = self.pod(name).await.unwrap();
+        self.api::<Pod>().delete(name, &DeleteParams::default()).await.unwrap();
+        let gone = async || (self.pod(name).await.and_then(|now| now.uid()) != pod.uid()).then_some(());
+        eventually(&format!("the old Pod {name} is gone"), gone).await;
+    }
+
+    /// The folder on the host that holds a member's volume.
+    pub async fn volume(&self, member: &str) -> PathBuf {
+        let claim: PersistentVolumeClaim = self.api().get(member).await.unwrap();
+        let volume = claim.spec.and_then(|spec| spec.volume_name).expect("the volume is bound");
+        let volume: PersistentVolume = Api::all(self.client.clone()).get(&volume).await.unwrap();
+        let spec = volume.spec.unwrap();
+        let path = spec.host_path.map(|source| source.path).or(spec.local.map(|source| source.path));
+        PathBuf::from(path.expect("the volume is a folder of this machine"))
+    }
+
+    /// Names and addresses of the members' Pods that have one.
+    pub async fn addresses(&self) -> BTreeMap<String, Address> {
+        let selector = ListParams::default().labels("quorate.dev/cluster=main");
+        let pods: Vec<Pod> = self.api::<Pod>().list(&selector).await.unwrap().items;
+        let address = |pod: &Pod| {
+            let ip = pod.status.as_ref()?.pod_ip.clone()?;
+            let name = format!("{}.main-peers.{}.svc", pod.name_any(), self.namespace);
+            Some((pod.name_any(), Address { dial: format!("{ip}:2379"), name }))
+        };
+        pods.iter().filter_map(address).collect()
+    }
+
+    /// The certificate that applications get.
+    pub async fn identity(&self) -> ClientIdentity {
+        let secret: Secret = self.api().get("main-client").await.unwrap();
+        let data = secret.data.unwrap();
+        let field = |name: &str| data.get(name).expect("the client Secret is whole").0.clone();
+        ClientIdentity { authority: field("ca.crt"), certificate: field("tls.crt"), key: field("tls.key") }
+    }
+
+    /// A client of one member.
+    pub async fn etcd(&self, member: &str) -> Etcd {
+        let address = self.addresses().await.remove(member).expect("the member has an address");
+        connect(&address, Some(&self.identity().await)).await.expect("the member takes connections")
+    }
+
+    /// Writes `count` keys `<prefix><number>` through any member that takes them; returns when all are acknowledged.
+    pub async fn write(&self, prefix: &str, count: usize) {
+        let identity = self.identity().await;
+        let mut written = 0;
+        let mut next = async || {
+            for address in self.addresses().await.values() {
+                let Ok(mut etcd) = connect(address, Some(&identity)).await else { continue };
+                while written < count {
+                    let put = etcd.put(format!("{prefix}{written}"), "acknowledged", None);
+                    match tokio::time::timeout(Duration::from_secs(2), put).await {
+                        Ok(Ok(_)) => written += 1,
+                        Ok(Err(_)) | Err(_) => break,
+                    }
+                }
+            }
+            (written == count).then_some(())
+        };
+        eventually("all writes are acknowledged", &mut next).await;
+    }
+
+    /// How many keys with that prefix a linearizable read finds.
+    pub async fn count(&self, member: &str, prefix: &str) -> i64 {
+        let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+        self.etcd(member).await.get(prefix, Some(options)).await.unwrap().count()
+    }
+
+    /// Runs one command of etcd's image in a Pod of its own, with the client Secret mounted; its exit code and words.
+    pub async fn run_in_pod(&self, command: &[&str]) -> (i32, String) {
+        let name = format!("run-{:06x}", rand::random::<u32>() & 0xff_ffff);
+        let pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {
+                "restartPolicy": "Never",
+                "automountServiceAccountToken": false,
+                "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
+                "containers": [{
+                    "name": "run",
+                    "image": "gcr.io/etcd-development/etcd:v3.6.16",
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": command,
+                    "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
+                }],
+                "volumes": [{"name": "tls", "secret": {"secretName": "main-client", "defaultMode": 0o440}}],
+            },
+        });
+        self.api::<Pod>().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        let ended = async || {
+            let status = self.pod(&name).await?.status?;
+            let state = status.container_statuses?.first()?.state.clone()?;
+            Some(state.terminated?.exit_code)
+        };
+        let code = eventually("the command has ended", ended).await;
+        (code, self.api::<Pod>().logs(&name, &LogParams::default()).await.unwrap())
+    }
+
+    /// etcdctl in a Pod, through the Service, with the client Secret.
+    pub async fn etcdctl(&self, arguments: &[&str]) -> (i32, String) {
+        let endpoint = format!("--endpoints=https://main.{}.svc:2379", self.namespace);
+        let mut command =
+            vec!["/usr/local/bin/etcdctl", &endpoint, "--cacert=/tls/ca.crt", "--cert=/tls/tls.crt", "--key=/tls/tls.key"];
+        command.extend(arguments);
+        self.run_in_pod(&command).await
+    }
+
+    fn describe(&self) {
+        let namespace = self.namespace.as_str();
+        for arguments in [
+            vec!["-n", namespace, "get", "etcdclusters,pods,pvc", "-o", "wide"],
+            vec!["-n", namespace, "get", "etcdcluster", "main", "-o", "yaml"],
+            vec!["-n", namespace, "get", "events"],
+            vec!["-n", "quorate-system", "logs", "-l", "app.kubernetes.io/component=operator", "--tail=40"],
+        ] {
+            let output = Command::new("kubectl").args(&arguments).output();
+            let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            eprintln!("$ kubectl {}\n{said}", arguments.join(" "));
+        }
+    }
+}
+
+/// Identities of a cluster: its ID and those of its members.
+pub fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(String, Option<String>)>) {
+    let members = status.members.iter().map(|member| (member.name.clone(), member.member_id.clone())).collect();
+    (status.cluster_id.clone(), members)
+}
+
+/// Kills -9 every process of a Pod whose command line contains `what`. Processes are found by their cgroup, so none
+/// of another Pod, or of another cluster on this machine, is ever hit.
+pub fn kill_in_pod(pod_uid: &str, what: &str) -> usize {
+    let mut killed = 0;
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let path = entry.path();
+        let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
+        let command = fs::read_to_string(path.join("cmdline")).unwrap_or_default().replace('\0', " ");
+        let pid = entry.file_name().to_string_lossy().into_owned();
+        if cgroup.contains(pod_uid) && command.contains(what) {
+            let status = Command::new("kill").args(["-9", &pid]).status().unwrap();
+            killed += usize::from(status.success());
+        }
+    }
+    killed
+}
+
+/// Copies a folder with everything in it, owners and modes too.
+pub fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
+}
