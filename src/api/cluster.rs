@@ -1,4 +1,8 @@
 //! `EtcdCluster`: one etcd cluster, its members' volumes, certificates and Services.
+//!
+//! The comments on types and fields are what `kubectl explain` prints: they are written for users.
+
+#![expect(unreachable_pub, reason = "kube's KubeSchema derive repeats each struct, as pub, inside a function")]
 
 use std::collections::BTreeMap;
 
@@ -8,7 +12,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// An etcd cluster. `spec: {}` gives three members with TLS, 8Gi volumes and a PodDisruptionBudget.
+use super::rules;
+
+/// What is asked for. Every field has a default: an empty spec gives three members with TLS, volumes of 8Gi and a
+/// PodDisruptionBudget.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "quorate.dev",
@@ -18,79 +25,201 @@ use serde::{Deserialize, Serialize};
     shortname = "ec",
     category = "etcd",
     namespaced,
+    doc = "An etcd cluster: its members, their volumes, certificates and Services. An empty spec gives three members with TLS, volumes of 8Gi and a PodDisruptionBudget.",
     status = "EtcdClusterStatus",
     derive = "PartialEq",
+    annotation("kustomize.toolkit.fluxcd.io/substitute", "disabled"),
     scale(
         spec_replicas_path = ".spec.replicas",
         status_replicas_path = ".status.replicas",
         label_selector_path = ".status.selector"
-    )
+    ),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
+        description = "Whether the cluster serves reads and writes with quorum"
+    ),
+    printcolumn(
+        name = "Members",
+        type_ = "string",
+        json_path = ".status.ready",
+        description = "Healthy members of wanted ones"
+    ),
+    printcolumn(
+        name = "Leader",
+        type_ = "string",
+        json_path = ".status.leader",
+        description = "Name of the leader"
+    ),
+    printcolumn(
+        name = "Version",
+        type_ = "string",
+        json_path = ".status.version.resolved",
+        description = "Release of etcd that new Pods run"
+    ),
+    printcolumn(
+        name = "DB",
+        type_ = "string",
+        json_path = ".status.db",
+        description = "Size of the largest member's database and its quota"
+    ),
+    printcolumn(
+        name = "Status",
+        type_ = "string",
+        json_path = ".status.summary",
+        description = "One sentence on how the cluster is"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp",
+        description = "Time since the EtcdCluster was created"
+    ),
+    printcolumn(
+        name = "Revision",
+        type_ = "integer",
+        json_path = ".status.revision",
+        priority = 1,
+        description = "Revision of the store, as last written to the status"
+    ),
+    printcolumn(
+        name = "Alarms",
+        type_ = "string",
+        json_path = ".status.alarms",
+        priority = 1,
+        description = "Alarms that etcd has raised"
+    ),
+    printcolumn(
+        name = "Updated",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="UpToDate")].status"#,
+        priority = 1,
+        description = "Whether all members run the observed spec"
+    ),
+    printcolumn(
+        name = "Paused",
+        type_ = "boolean",
+        json_path = ".spec.paused",
+        priority = 1,
+        description = "Whether the operator is told to change nothing"
+    ),
+    printcolumn(
+        name = "Cluster ID",
+        type_ = "string",
+        json_path = ".status.clusterID",
+        priority = 1,
+        description = "etcd's cluster ID"
+    ),
+    validation = rules::name_leaves_room_for_children(),
+    validation = rules::name_is_not_anothers_service(),
+    validation = rules::version_skips_no_minor(),
+    validation = rules::version_waits_for_members(),
+    validation = rules::version_does_not_go_down()
 )]
+#[x_kube(validation = rules::quota_fits_the_volume())]
 #[serde(rename_all = "camelCase")]
 pub struct EtcdClusterSpec {
-    /// Number of voting members: 1, 3, 5 or 7.
+    /// Number of voting members: 1, 3, 5 or 7. One of 3, two of 5 and three of 7 may fail without an outage; one
+    /// member alone tolerates nothing. Default: 3. This version does not change the number of members of a cluster
+    /// that has formed: an edit is reported as Stalled with the reason ScalingUnsupported, and all members go on
+    /// serving.
     #[serde(default = "default_replicas")]
+    #[x_kube(validation = rules::replicas_are_not_none())]
+    #[x_kube(validation = rules::replicas_are_odd())]
     pub replicas: i32,
-    /// etcd's version, as a minor ("3.6": the newest patch that this operator knows) or a patch ("3.6.16").
+    /// Release of etcd: a minor such as "3.6", which means the newest patch that the operator knew when it was set,
+    /// or a patch such as "3.6.16". Default: "3.6". The patch chosen for a minor is kept in
+    /// status.version.resolved; upgrading the operator never changes it. An edit may go up by one minor, and down
+    /// only while a member still runs the lower one. It applies to new Pods: the UpToDate condition is False with
+    /// the reason RollOutPending until every Pod has been deleted and made again.
     #[serde(default = "default_version")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = rules::version_is_known())]
+    #[x_kube(validation = rules::version_is_not_dangerous())]
     pub version: String,
-    /// Where the etcd image comes from.
+    /// Where the etcd image comes from; upstream's registry where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<ImageSpec>,
-    /// The members' volumes.
+    /// The members' volumes. Each member has one, of the member's name.
     #[serde(default)]
     pub storage: StorageSpec,
-    /// Largest size of the database.
+    /// Largest size of the database, as a whole number with Ki, Mi, Gi or Ti. Beyond it etcd refuses writes with
+    /// the alarm NOSPACE. It must be at least 16Mi and smaller than storage.size; etcd advises 8Gi at most.
+    /// Default: 2Gi. An edit applies to new Pods.
     #[serde(default = "default_quota")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = rules::is_size("quotaBackend"))]
+    #[x_kube(validation = rules::quota_is_enough())]
     pub quota_backend: String,
-    /// Automatic compaction of old revisions.
+    /// Automatic compaction, which drops old revisions so that the database does not grow for ever. An edit
+    /// applies to new Pods.
     #[serde(default)]
     pub compaction: CompactionSpec,
-    /// etcd's log level.
+    /// How much etcd logs: Debug, Info, Warn or Error. Default: Info. An edit applies to new Pods.
     #[serde(default)]
     pub log_level: LogLevel,
-    /// CPU and memory of the etcd container.
+    /// CPU and memory of the etcd container, as in a Pod. etcd keeps the whole database mapped in memory, so give
+    /// it more memory than quotaBackend. Default: requests of 100m CPU and 256Mi memory, no limits. An edit
+    /// applies to new Pods.
     #[serde(default = "default_resources")]
     pub resources: ResourceRequirements,
-    /// Where members may run.
+    /// On which nodes members run. An edit applies to new Pods.
     #[serde(default)]
     pub placement: PlacementSpec,
-    /// Further fields of the members' Pods.
+    /// Further fields of the members' Pods. An edit applies to new Pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_template: Option<PodTemplateSpec>,
-    /// How long a change may make no progress before `Stalled=True/ProgressDeadlineExceeded`.
+    /// How long the cluster may be without progress before the Stalled condition becomes True with the reason
+    /// ProgressDeadlineExceeded, as a duration such as 15m or 1h30m, at least 1m. Default: 15m. The operator goes
+    /// on trying after it. An edit takes effect at once and restarts nothing.
     #[serde(default = "default_progress_deadline")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = rules::deadline_is_a_duration())]
     pub progress_deadline: String,
-    /// Further etcd flags, name to value, without the leading dashes.
+    /// Further flags of etcd, name to value, without the leading dashes, such as heartbeat-interval: "200". Flags
+    /// that the operator owns are refused with the field to use instead. A flag that the release does not know
+    /// keeps etcd from starting. Default: none. An edit applies to new Pods.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[x_kube(validation = rules::flags_are_names())]
+    #[x_kube(validation = rules::flags_are_not_owned())]
     pub extra_args: BTreeMap<String, String>,
-    /// Transport security.
+    /// Encryption and authentication of connections.
     #[serde(default)]
     pub tls: TlsSpec,
-    /// Stops the operator from changing anything of this cluster.
+    /// Tells the operator to change nothing of this cluster: no Pod, volume or certificate is made, renewed or
+    /// deleted while it is true. The members go on running and status is still reported. Default: false. An edit
+    /// takes effect at once.
     #[serde(default)]
     pub paused: bool,
 }
 
-/// Where the etcd image comes from.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+/// Where the etcd image comes from; upstream's registry where absent. An edit applies to new Pods.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageSpec {
-    /// Repository without a tag; default `gcr.io/etcd-development/etcd`.
+    /// Repository without a tag; the tag is v and the release. Default: gcr.io/etcd-development/etcd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255))]
+    #[x_kube(validation = rules::repository_has_no_tag())]
     pub repository: Option<String>,
-    /// Digest (`sha256:…`) that pins the image; it must be of `version`.
+    /// Digest (sha256:…) that is pulled instead of a tag. The image must be of the release that version names:
+    /// the operator chooses etcd's flags by version. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    #[x_kube(validation = rules::digest_is_sha256())]
     pub digest: Option<String>,
-    /// When the kubelet pulls the image; default `IfNotPresent`.
+    /// When the kubelet pulls the image. (`kubectl explain` shows the text of the type.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_policy: Option<PullPolicy>,
-    /// Secrets of this namespace with credentials of the registry.
+    /// Secrets in this namespace with credentials of the registry. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"], "maxItems" = 16))]
     pub pull_secrets: Vec<LocalObjectReference>,
 }
 
-/// When the kubelet pulls an image.
+/// When the kubelet pulls the image: IfNotPresent (only when the node lacks it), Always (at every start) or Never.
+/// Default: IfNotPresent.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PullPolicy {
     /// Only when the node lacks it.
@@ -105,16 +234,26 @@ pub enum PullPolicy {
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// Size of each member's volume.
+    /// Size of each new volume, as a whole number with Ki, Mi, Gi or Ti. It must be larger than quotaBackend:
+    /// etcd's log and snapshots need space too. Default: 8Gi. It can only grow. This version does not expand
+    /// volumes that exist.
     #[serde(default = "default_storage_size")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = rules::is_size("storage.size"))]
+    #[x_kube(validation = rules::storage_only_grows())]
     pub size: String,
-    /// Storage class of new volumes; default: the Kubernetes cluster's default class.
+    /// Storage class of new volumes. Default: the default class of the Kubernetes cluster. Volumes that exist
+    /// keep theirs; one that was never bound is made anew with the edited class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub storage_class_name: Option<String>,
-    /// What becomes of the volumes when the EtcdCluster is deleted.
+    /// What becomes of the volumes when the EtcdCluster is deleted: Retain keeps them with their data, Delete
+    /// deletes them with it. Default: Retain. An edit takes effect for volumes that are made after it and for
+    /// those whose record is written after it.
     #[serde(default)]
     pub on_delete: OnDelete,
-    /// Access mode of new volumes.
+    /// Access mode of new volumes: ReadWriteOnce (one node at a time) or ReadWriteOncePod (one Pod at a time;
+    /// only CSI drivers have it). Default: ReadWriteOnce. Volumes that exist keep theirs.
     #[serde(default)]
     pub access_mode: AccessMode,
 }
@@ -140,14 +279,19 @@ pub enum AccessMode {
 }
 
 /// Automatic compaction of old revisions.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[x_kube(validation = rules::retention_is_a_duration())]
+#[x_kube(validation = rules::retention_is_a_number())]
 #[serde(rename_all = "camelCase")]
 pub struct CompactionSpec {
-    /// What `retention` counts.
+    /// What retention counts: Periodic (time), Revision (revisions) or Off (nothing is compacted, so somebody else
+    /// must do it before the database reaches its quota). Default: Periodic.
     #[serde(default)]
     pub mode: CompactionMode,
-    /// What is kept: a duration ("1h") for Periodic, a number ("10000") for Revision.
+    /// What is kept: a duration such as 1h in mode Periodic, a number of revisions such as 10000 in mode Revision.
+    /// A watch that was interrupted for longer must start from a new read. Default: 1h.
     #[serde(default = "default_retention")]
+    #[schemars(length(max = 16))]
     pub retention: String,
 }
 
@@ -181,14 +325,17 @@ pub enum LogLevel {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct PlacementSpec {
-    /// Whether members are spread over nodes and zones.
+    /// Whether members are spread over nodes and zones: Preferred (where possible), Required (two members never
+    /// share a node; one that finds no free node waits) or None (as the scheduler likes). Default: Preferred.
     #[serde(default)]
     pub spread: Spread,
-    /// Labels that a node must have.
+    /// Labels that a node must have. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
     pub node_selector: BTreeMap<String, String>,
-    /// Taints of nodes that members tolerate.
+    /// Taints of nodes that members tolerate, as in a Pod. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic", "maxItems" = 32))]
     pub tolerations: Vec<Toleration>,
 }
 
@@ -204,127 +351,143 @@ pub enum Spread {
     None,
 }
 
-/// Further fields of the members' Pods: a curated part of a Pod's template.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+/// Further fields of the members' Pods. An edit applies to new Pods.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct PodTemplateSpec {
-    /// Labels and annotations of the members' Pods.
+    /// Further labels and annotations of the members' Pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<PodMetadata>,
-    /// Priority class of the members' Pods.
+    /// Priority class of the members' Pods. Default: the default class of the Kubernetes cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub priority_class_name: Option<String>,
-    /// Seconds that a member has to stop; default 60.
+    /// Seconds that a member has to hand over, flush and stop, from 30 to 3600. Default: 60.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::grace_is_enough())]
     pub termination_grace_period_seconds: Option<i64>,
-    /// User and group of the etcd process and its volume; default 65532.
+    /// User ID and group ID of the etcd process, and group of the volume's files. Default: 65532.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = rules::user_is_not_root())]
     pub run_as_user: Option<i64>,
 }
 
-/// Labels and annotations of the members' Pods.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+/// Further labels and annotations of the members' Pods.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 pub struct PodMetadata {
-    /// Labels.
+    /// Further labels of the members' Pods; not those of quorate.dev or app.kubernetes.io. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    #[x_kube(validation = rules::keys_are_free("labels"))]
     pub labels: BTreeMap<String, String>,
-    /// Annotations.
+    /// Further annotations of the members' Pods; not those of quorate.dev or app.kubernetes.io. Default: none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    #[x_kube(validation = rules::keys_are_free("annotations"))]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Transport security.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+/// Encryption and authentication of connections.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
 pub struct TlsSpec {
-    /// Who makes the certificates.
+    /// Who makes the certificates: OperatorManaged (the operator, with authorities of this cluster's own; clients
+    /// use the Secret <name>-client) or Disabled (nobody: everyone who reaches the Pods can read and write
+    /// everything). Default: OperatorManaged. It cannot be changed.
     #[serde(default)]
+    #[x_kube(validation = rules::tls_mode_stays())]
     pub mode: TlsMode,
 }
 
 /// Who makes the certificates.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum TlsMode {
-    /// The operator, with a certificate authority of this cluster's own.
+    /// The operator, with certificate authorities of this cluster's own.
     #[default]
     OperatorManaged,
     /// Nobody: plain text. Everyone who reaches the Pods can read and write everything.
     Disabled,
 }
 
-/// What the operator saw and did.
+/// What the operator saw and did. Written by the operator only.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct EtcdClusterStatus {
     /// The newest generation of the spec that the operator has acted on; -1 before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Healthy voters of wanted ones, as "3/3".
+    /// Healthy members of wanted ones, such as "3/3".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<String>,
-    /// One sentence on how the cluster is.
+    /// One sentence on how the cluster is: the worst that there is to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
-    /// Members that exist, for `/scale`.
+    /// Number of members that exist.
     #[serde(default)]
     pub replicas: i32,
-    /// Voters that are healthy.
+    /// Number of voting members that are healthy.
     #[serde(default)]
     pub ready_replicas: i32,
-    /// Label selector of the members' Pods, for `/scale`.
+    /// Label selector of the members' Pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// etcd's cluster ID in lower hex, once it is recorded.
+    /// etcd's cluster ID in hexadecimal digits, once the cluster is on record. It never changes.
     #[serde(default, rename = "clusterID", skip_serializing_if = "Option::is_none")]
     pub cluster_id: Option<String>,
-    /// Versions.
+    /// Release of etcd that was asked for, and the one that is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<VersionStatus>,
     /// Name of the leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
-    /// Raft term last seen.
+    /// Term of the leader. It rises with every election.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raft_term: Option<i64>,
-    /// Store revision last seen; written only with another change or when it moved by 10 %.
+    /// Revision of the store. It is written only together with another change or when it moved by a tenth: live
+    /// numbers are in etcd's metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
-    /// Database size and quota, as "212Mi/2Gi".
+    /// Size of the largest member's database and its quota, such as "212Mi/2Gi".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub db: Option<String>,
-    /// Alarms that etcd has raised, as "NOSPACE main-1".
+    /// Alarms that etcd has raised, such as "NOSPACE main-1".
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub alarms: Vec<String>,
-    /// The first start of the cluster, written before its first child exists and never changed afterwards.
+    /// The first start of the cluster, written before its first Pod exists and used unchanged until the cluster is
+    /// on record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<BootstrapStatus>,
     /// The members.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"], "maxItems" = 64))]
     pub members: Vec<MemberStatus>,
-    /// Conditions: Ready, AllMembersHealthy, UpToDate, QuorumSafe, CertificatesValid; and, only while true,
-    /// Reconciling, Stalled, Paused.
+    /// What holds for the cluster. Always there: Ready (it serves with quorum), AllMembersHealthy, UpToDate (all
+    /// members run the observed spec), QuorumSafe (one more member may fail) and, with TLS, CertificatesValid.
+    /// Only while true: Reconciling (work is in progress), Stalled (a person is needed), Paused and
+    /// ForeignVolumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
 }
 
-/// Versions asked for and used.
+/// Release of etcd that was asked for, and the one that is used.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 pub struct VersionStatus {
-    /// `spec.version` when `resolved` was chosen.
+    /// spec.version when resolved was chosen.
     pub requested: String,
-    /// The patch that new Pods run; an operator upgrade never changes it by itself.
+    /// The release that new Pods run. Upgrading the operator never changes it.
     pub resolved: String,
 }
 
-/// The first start of a cluster.
+/// The first start of the cluster.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 pub struct BootstrapStatus {
-    /// Rises when a first start whose outcome was never recorded is begun anew.
+    /// How often a first start that could not go on was begun anew.
     pub incarnation: i32,
-    /// Serials of the first members.
+    /// Numbers of the first members: 0 stands for the member <name>-0.
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub serials: Vec<i32>,
-    /// `--initial-cluster-token`.
+    /// Token that makes this cluster's IDs differ from every other cluster's.
     pub token: String,
 }
 
@@ -332,30 +495,31 @@ pub struct BootstrapStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
-    /// Name of the member, its Pod and its volume.
+    /// Name of the member, of its Pod and of its volume.
     pub name: String,
-    /// etcd's member ID in lower hex.
+    /// etcd's member ID in hexadecimal digits.
     #[serde(default, rename = "memberID", skip_serializing_if = "Option::is_none")]
     pub member_id: Option<String>,
-    /// `leader`, `follower`, `learner` or `unknown`.
+    /// leader, follower, learner or unknown.
     #[serde(default)]
     pub role: String,
-    /// `Healthy`, or what is wrong, as a reason.
+    /// Healthy, or a reason that says what is wrong.
     #[serde(default)]
     pub health: String,
-    /// What is known of it, in a sentence, when it is not healthy.
+    /// What is known of it, in a sentence, while it is not healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// Node of the Pod.
+    /// Node on which its Pod runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// etcd's version as the member reports it.
+    /// Release of etcd that the member reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Database size in bytes.
+    /// Size of its database in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub db_size: Option<i64>,
-    /// Raft term of the member: with `raftIndex` the mark below which its volume counts as rolled back.
+    /// Raft term that the member had reached. With raftIndex it is the mark below which its volume counts as
+    /// rolled back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raft_term: Option<i64>,
     /// Raft index that the member had applied.

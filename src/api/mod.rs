@@ -8,6 +8,7 @@ pub mod condition;
 pub mod duration;
 pub mod quantity;
 pub mod reason;
+mod rules;
 pub mod schema;
 
 pub use cluster::{EtcdCluster, EtcdClusterSpec, EtcdClusterStatus};

@@ -1,11 +1,56 @@
 //! The CRDs as they are installed: kube's derived schema plus what the derive cannot say.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrBool,
+};
 use kube::CustomResourceExt;
+use serde_json::json;
 
 use super::EtcdCluster;
 
+/// Longest value of a map of strings: etcd's longest flags are lists of ciphers and of origins.
+const LONGEST_VALUE: i64 = 4096;
+/// Most entries of a map whose declaration says nothing else; the apiserver counts a rule's cost by it.
+const MOST_ENTRIES: i64 = 64;
+
 /// Every CRD of this project.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    vec![EtcdCluster::crd()]
+    vec![etcd_cluster()]
+}
+
+fn etcd_cluster() -> CustomResourceDefinition {
+    let mut definition = EtcdCluster::crd();
+    for version in &mut definition.spec.versions {
+        let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) else {
+            continue;
+        };
+        if let Some(status) = property(root, &["status"]) {
+            // An object that no operator has seen must not look finished to Argo CD, Flux and `kubectl wait`.
+            status.default = Some(JSON(json!({"observedGeneration": -1})));
+        }
+        if let Some(resources) = property(root, &["spec", "resources"]) {
+            // Refers to a part of the Pod that we do not offer.
+            resources.properties.get_or_insert_default().remove("claims");
+        }
+        if let Some(arguments) = property(root, &["spec", "extraArgs"]) {
+            arguments.max_properties = Some(MOST_ENTRIES);
+            bound_values(arguments);
+        }
+        for map in [["spec", "podTemplate", "metadata", "labels"], ["spec", "podTemplate", "metadata", "annotations"]] {
+            if let Some(map) = property(root, &map) {
+                bound_values(map);
+            }
+        }
+    }
+    definition
+}
+
+fn property<'a>(schema: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSchemaProps> {
+    path.iter().try_fold(schema, |schema, name| schema.properties.as_mut()?.get_mut(*name))
+}
+
+fn bound_values(map: &mut JSONSchemaProps) {
+    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut map.additional_properties {
+        value.max_length = Some(LONGEST_VALUE);
+    }
 }
