@@ -1,13 +1,13 @@
 //! What the apiserver refuses, and what ends in a condition and is cured by taking the edit back.
 
-#[path = "../it/bad_input_files.rs"]
-mod files;
+#[path = "../it/bad_files.rs"]
+mod bad_files;
 
 use std::time::Duration;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt};
 use serde_json::json;
@@ -19,31 +19,36 @@ async fn the_apiserver_refuses_every_bad_input_with_the_fix() {
     story("bad", async |story| {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("quorate.dev", "v1alpha1", "EtcdCluster"));
         let api: Api<DynamicObject> = Api::namespaced_with(story.client.clone(), &story.namespace, &resource);
-        let cases = files::cases();
-        assert!(cases.len() >= 10, "only {} files of bad input were found", cases.len());
-        for case in cases {
-            let refusal = refusal(&api, &case.documents).await;
-            assert!(refusal.contains(&case.expect), "{}: expected {:?} in: {refusal}", case.file, case.expect);
+        for case in bad_files::all() {
+            let refusal = refusal(&api, &case).await;
+            for part in &case.expect {
+                assert!(refusal.contains(part), "{}: expected {part:?} in: {refusal}", case.name);
+            }
         }
     })
     .await;
 }
 
-/// What the apiserver says of the last document; those before it are what exists already.
-async fn refusal(api: &Api<DynamicObject>, documents: &[serde_json::Value]) -> String {
-    let (bad, before) = documents.split_last().expect("a case has a document");
+/// What the apiserver says of an object, after the one that exists before it.
+async fn refusal(api: &Api<DynamicObject>, case: &bad_files::Case) -> String {
+    let parse = |yaml: &str| -> serde_json::Value { serde_saphyr::from_str(yaml).unwrap() };
     let parameters = PatchParams::apply("e2e").force();
-    // Paused, so that nothing is started for a case.
-    for document in before {
-        let mut paused = document.clone();
-        paused["spec"]["paused"] = true.into();
-        api.patch(name(document), &parameters, &Patch::Apply(paused)).await.expect("what exists before is valid");
+    if let Some(from) = &case.from {
+        // Paused, so that nothing is started for a case.
+        let mut before = parse(from);
+        before["spec"]["paused"] = true.into();
+        api.patch(name(&before), &parameters, &Patch::Apply(&before)).await.expect("what exists before is valid");
     }
-    let mut dry = parameters.clone();
-    dry.dry_run = true;
-    match api.patch(name(bad), &dry, &Patch::Apply(bad.clone())).await {
+    let bad = parse(&case.to);
+    let dry = PatchParams { dry_run: true, ..parameters };
+    let refused = api.patch(name(&bad), &dry, &Patch::Apply(&bad)).await;
+    if let Some(from) = &case.from {
+        api.delete(name(&parse(from)), &DeleteParams::default()).await.unwrap();
+    }
+    match refused {
         Ok(_) => "it was accepted".to_owned(),
-        Err(error) => format!("{error:?}"),
+        Err(kube::Error::Api(status)) => status.message.clone(),
+        Err(error) => error.to_string(),
     }
 }
 

@@ -5,4 +5,5 @@ mod bad_files;
 mod bad_input;
 mod crds;
 mod examples;
+mod install;
 mod offline;
