@@ -64,17 +64,24 @@ pub(crate) fn quorate() -> Result<PathBuf> {
     })
 }
 
-/// Builds a program of the workspace, with the profile that tests use, and returns where it is.
-pub(crate) fn build(package: &str) -> Result<PathBuf> {
+/// Builds a program of the workspace and returns where it is. The whole workspace with its tests is built, so that
+/// features are those of the tests and nothing is compiled twice.
+pub(crate) fn build(program: &str) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
-    command.current_dir(checkout()?).args(["build", "--locked", "--message-format=json-render-diagnostics", "--package", package, "--bin", package]);
+    command.current_dir(checkout()?);
+    command.args(["build", "--locked", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
     let messages = finish(&mut command)?;
+    let is_wanted = |message: &serde_json::Value| {
+        let text = |path: &str| message.pointer(path).and_then(serde_json::Value::as_str);
+        let test = message.pointer("/profile/test").and_then(serde_json::Value::as_bool);
+        text("/target/name") == Some(program) && text("/target/kind/0") == Some("bin") && test == Some(false)
+    };
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .find(|message| message.pointer("/target/name").and_then(|name| name.as_str()) == Some(package) && message["executable"].is_string())
-        .and_then(|message| Some(PathBuf::from(message["executable"].as_str()?)))
-        .with_context(|| format!("cargo built no program {package}"))
+        .find(is_wanted)
+        .and_then(|message| Some(PathBuf::from(message.get("executable")?.as_str()?)))
+        .with_context(|| format!("cargo built no program {program}"))
 }
 
 /// Writes the image unless it is there; its file's name is the hash of what it is made of.

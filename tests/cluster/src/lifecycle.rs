@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::control_plane::{self, kubectl};
 use crate::process::{find, finish, in_control_group, kill, run, tail, wait};
@@ -49,6 +49,13 @@ fn start(cluster: &Cluster, programs: &Path, images: &[PathBuf]) -> Result<()> {
         }
         Ok::<(), anyhow::Error>(())
     })?;
+    // Its first work is this account; a scheduler that cannot listen ends at once.
+    let account = ["-n", "default", "get", "serviceaccount", "default"];
+    wait("the controller manager works", DEADLINE, || Ok(kubectl(cluster, programs, &account).ok()))
+        .with_context(|| tail(&cluster.log("controller-manager")))?;
+    if find(&cluster.name, "kube-scheduler").is_empty() {
+        bail!("the scheduler has ended: {}", tail(&cluster.log("scheduler")));
+    }
     wait("all nodes are ready", DEADLINE, || Ok((ready_nodes(cluster, programs) == usize::from(cluster.nodes)).then_some(())))
         .with_context(|| tail(&cluster.log("kubelet-n1")))
 }

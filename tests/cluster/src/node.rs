@@ -116,9 +116,10 @@ pub(crate) fn hierarchies() -> Vec<PathBuf> {
     entries.map(|entry| entry.path()).filter(|path| !path.is_symlink() && path.join("cgroup.procs").exists()).collect()
 }
 
+/// Point to point, not a bridge: Service traffic within a node passes iptables without br_netfilter.
 fn cni(cluster: &Cluster, node: u8) -> Value {
     json!({"cniVersion": "1.0.0", "name": "quorate", "plugins": [
-        {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "hairpinMode": true, "ipam": {
+        {"type": "ptp", "ipMasq": false, "ipam": {
             "type": "host-local",
             "dataDir": cluster.node_run(node).join("addresses"),
             "ranges": [[{"subnet": cluster.pod_network(node)}]],
@@ -128,6 +129,7 @@ fn cni(cluster: &Cluster, node: u8) -> Value {
     ]})
 }
 
+/// NRI has one socket for the whole machine, so only one node could have it.
 /// Without CAP_SYS_RESOURCE scores may only be raised: `restrict_oom_score_adj`.
 fn containerd(cluster: &Cluster, node: u8, programs: &Path) -> String {
     format!(
@@ -136,6 +138,8 @@ root = \"{folder}/containerd\"
 state = \"{run}/containerd\"
 [grpc]
   address = \"{socket}\"
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
   disable_apparmor = true

@@ -44,7 +44,7 @@ const MODULES: &[Module] = &[
         apart: true,
         packages: &[
             "github.com/containernetworking/plugins/plugins/ipam/host-local",
-            "github.com/containernetworking/plugins/plugins/main/bridge",
+            "github.com/containernetworking/plugins/plugins/main/ptp",
             "github.com/containernetworking/plugins/plugins/main/loopback",
             "github.com/containernetworking/plugins/plugins/meta/portmap",
         ],

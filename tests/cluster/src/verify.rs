@@ -77,7 +77,7 @@ fn on_a_cluster(
     lifecycle::load(&cluster)?;
     tally.done("a Kubernetes of three nodes", begun, 1, 0);
     let path = format!("{}:{}:{}", programs.display(), programs.join("etcd-3.6").display(), std::env::var("PATH").unwrap_or_default());
-    let mut stories = cargo(&["test", "--locked", "--test", "e2e", "--", "--test-threads", "6"]);
+    let mut stories = cargo(&["test", "--locked", "--workspace", "--test", "e2e", "--", "--test-threads", "6"]);
     stories
         .env("KUBECONFIG", cluster.kubeconfig())
         .env("QUORATE_CLUSTER", name)
