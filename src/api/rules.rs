@@ -123,7 +123,6 @@ pub(super) fn name_leaves_room_for_children() -> Rule {
         "metadata.name must be at most 40 characters: small letters, digits and dashes, beginning with a letter. \
          Names of Pods, Services and certificates are made of it. Choose a shorter or simpler name.",
     )
-    .field_path(".metadata.name")
 }
 
 /// `main-peers` is the headless Service of `main`.
@@ -132,7 +131,6 @@ pub(super) fn name_is_not_anothers_service() -> Rule {
         "metadata.name may not end with -peers: a Service of the EtcdCluster without that ending has this name. \
          Choose another name.",
     )
-    .field_path(".metadata.name")
 }
 
 pub(super) fn replicas_are_not_none() -> Rule {
