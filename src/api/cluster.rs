@@ -248,8 +248,7 @@ pub struct StorageSpec {
     #[schemars(length(max = 253))]
     pub storage_class_name: Option<String>,
     /// What becomes of the volumes when the EtcdCluster is deleted: Retain keeps them with their data, Delete
-    /// deletes them with it. Default: Retain. An edit takes effect for volumes that are made after it and for
-    /// those whose record is written after it.
+    /// deletes them with it. Default: Retain. An edit takes effect at once, for all volumes.
     #[serde(default)]
     pub on_delete: OnDelete,
     /// Access mode of new volumes: ReadWriteOnce (one node at a time) or ReadWriteOncePod (one Pod at a time;

@@ -6,3 +6,4 @@ mod bad_input_files;
 mod crds;
 mod examples;
 mod offline;
+mod tidy;
