@@ -197,10 +197,10 @@ mod tests {
         ("QUORATE_EXPECT_STAMP", "false"),
     ];
 
-    fn read(changes: &[(&str, &str)], command: &[&str]) -> Result<Config, String> {
+    fn read(given: &[(&str, &str)], command: &[&str]) -> Result<Config, String> {
         let lookup = |name: &str| {
-            let changed = changes.iter().chain(&COMPLETE).find(|(key, _)| *key == name);
-            changed.map(|(_, value)| OsString::from(value))
+            let found = given.iter().chain(&COMPLETE).find(|(key, _)| *key == name);
+            found.map(|(_, value)| OsString::from(value))
         };
         let command: Vec<_> = command.iter().map(OsString::from).collect();
         Config::read(&lookup, &command).map_err(|error| error.to_string())

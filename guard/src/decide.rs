@@ -73,12 +73,13 @@ fn check_owner(config: &Config, stamp: &Stamp) -> Option<Refusal> {
 }
 
 fn decide_new_incarnation(config: &Config, volume: &Volume, stamp: &Stamp) -> Decision {
-    let on_disk = match volume.log {
-        LogFound::Whole(summary) => Some(summary.identity.member),
-        LogFound::Absent | LogFound::Empty | LogFound::Damaged(_) => None,
+    let (on_disk, blank) = match volume.log {
+        LogFound::Whole(summary) => (Some(summary.identity.member), summary.is_blank()),
+        LogFound::Absent => (None, true),
+        LogFound::Empty | LogFound::Damaged(_) => (None, false),
     };
     let old = stamp.member_id.or(on_disk);
-    let never_started = stamp.phase != Phase::Started && volume.log == LogFound::Absent;
+    let never_started = stamp.phase != Phase::Started && blank;
     match config.member_id {
         Some(new) if Some(new) != old => Decision::Wipe(new_stamp(config)),
         None if never_started && reason_for_data(config, volume, Some(stamp)).is_none() => {
@@ -99,27 +100,31 @@ fn decide_same_incarnation(config: &Config, volume: &Volume, stamp: &Stamp) -> D
         LogFound::Whole(summary) => decide_with_log(config, volume, stamp, summary),
         LogFound::Damaged(problem) => refuse(Cause::WalDamaged, problem.clone()),
         LogFound::Empty => refuse(Cause::DataLost, "the log's directory is there, but no segment of the log"),
-        LogFound::Absent => match reason_for_data(config, volume, Some(stamp)) {
-            Some(reason) => refuse(Cause::DataLost, format!("there is no log, but {reason}")),
-            None => Decision::StartAfterCleaning(Stamp {
-                cluster_uid: config.cluster_uid.clone(),
-                ..stamp.clone()
-            }),
-        },
+        LogFound::Absent => decide_without_log(config, volume, stamp, "there is no log"),
+    }
+}
+
+fn decide_without_log(config: &Config, volume: &Volume, stamp: &Stamp, seen: &str) -> Decision {
+    match reason_for_data(config, volume, Some(stamp)) {
+        Some(reason) => refuse(Cause::DataLost, format!("{seen}, but {reason}")),
+        None => {
+            Decision::StartAfterCleaning(Stamp { cluster_uid: config.cluster_uid.clone(), ..stamp.clone() })
+        }
     }
 }
 
 fn decide_with_log(config: &Config, volume: &Volume, stamp: &Stamp, log: &Summary) -> Decision {
     if stamp.phase == Phase::Fresh {
-        return refuse(
-            Cause::ForeignVolume,
-            format!("etcd was never started on this volume, but there is a log of {}", log.identity),
-        );
-    }
-    let foreign =
-        expected_ids(config, volume, stamp).find_map(|(who, expected)| expected.mismatch(who, log.identity));
-    if let Some(sentence) = foreign {
+        let sentence =
+            format!("etcd was never started on this volume, but there is a log of {}", log.identity);
         return refuse(Cause::ForeignVolume, sentence);
+    }
+    let mut expected = expected_ids(config, volume, stamp);
+    if let Some(sentence) = expected.find_map(|(who, expected)| expected.mismatch(who, log.identity)) {
+        return refuse(Cause::ForeignVolume, sentence);
+    }
+    if log.is_blank() {
+        return decide_without_log(config, volume, stamp, "the log is blank");
     }
     if !volume.database {
         return refuse(Cause::DataLost, "the log is there, but the db is missing");

@@ -21,7 +21,7 @@ use crate::stamp::{Phase, Stamp};
 use crate::steps::{perform, steps};
 use crate::supervise::{Ended, Event, Status, Supervisor};
 use crate::tail::Tail;
-use crate::volume::{self, Volume};
+use crate::volume::{self, LogFound, Volume};
 
 /// How the guard itself ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,7 +106,12 @@ fn prepare(config: &Config, volume: &Volume) -> Result<Stamp, Refusal> {
 fn before_etcd(volume: &Volume, tail: &Tail) -> Report {
     let started = |stamp: &Stamp| stamp.phase == Phase::Started;
     let stamped = matches!(&volume.stamp, Found::Value(stamp) if started(stamp));
-    let ran = stamped || volume.mark != Found::Nothing || volume.log != volume::LogFound::Absent;
+    let logged = match &volume.log {
+        LogFound::Whole(summary) => !summary.is_blank(),
+        LogFound::Absent => false,
+        LogFound::Empty | LogFound::Damaged(_) => true,
+    };
+    let ran = stamped || logged || volume.mark != Found::Nothing;
     Report { etcd_ran: ran, ..Report::default() }.with_log(tail.log().summary())
 }
 

@@ -19,12 +19,17 @@
 //! | phase | means | may be missing |
 //! |---|---|---|
 //! | `fresh` | the volume is claimed, etcd was never started on it at this incarnation | everything |
-//! | `starting` | etcd was or is about to be started; nobody has seen a log yet | the log; what else is in `data/` is the rest of a failed boot |
-//! | `started` | a log was seen: the member may have voted | nothing, for ever |
+//! | `starting` | etcd was or is about to be started; its log was blank when last seen | all; what is in `data/` is the rest of a failed boot |
+//! | `started` | the log was more than blank: others may count on what it says | nothing, for ever |
 //!
-//! A member votes and acknowledges only what is in its log (WAL), and etcd makes the directory `member/wal` by one
-//! rename, with a synced first segment in it, after `member/snap/db` (3.5, 3.6 and 3.7 alike). So "no log was ever
-//! there" is the exact condition under which an empty volume is harmless, and "log without db" is always a loss.
+//! A member votes and acknowledges only what is synced in its log (WAL), and the first sync brings a hard state with
+//! it. A log without one is *blank*. So "the log was never more than blank" is the exact condition under which an
+//! empty volume is harmless. etcd makes `member/wal` by one rename, with a synced segment in it, after
+//! `member/snap/db` (3.5, 3.6 and 3.7 alike), so a log without a db is always a loss.
+//!
+//! A blank log is the rest of a failed boot like no log at all: the entries that name a new cluster's members come
+//! a moment after the segment's head, and an etcd that crashed in between finds no members at its next start and
+//! waits for a leader for ever (tried).
 //!
 //! # Invariants
 //!
@@ -46,8 +51,8 @@
 //! | order of steps | crash after it leaves | the next start |
 //! |---|---|---|
 //! | first boot: draft, publish, sync | no stamp or a whole one (rename) | claims the volume again, or goes on |
-//! | `starting`, then etcd, then its log, then `started` | `starting` with a log | takes the log for its own after checking its IDs, and stamps `started` |
-//! | | `starting`, no log | removes what is left in `data/`, tries again |
+//! | `starting`, then etcd, then its log, then `started` | `starting`, a log | takes the log for its own after checking its IDs, and stamps `started` |
+//! | | `starting`, no log or a blank one | removes what is left in `data/`, tries again |
 //! | cleaning: `data` → `discarded`, sync, delete | `starting`, a part of `discarded` | deletes it, tries again |
 //! | wiping: note | old stamp, old data | wipes |
 //! | … mark removed | old stamp, old data, no mark | wipes; the stamp still says that it is due |

@@ -80,8 +80,8 @@ mod tests {
 
     #[test]
     fn the_last_five_fatal_lines_are_kept_and_cut() {
-        let long = format!("panic: {}", "x".repeat(10_000));
-        let log = (0..9).fold(format!("{long}\n"), |log, number| {
+        let endless = format!("panic: {}", "x".repeat(10_000));
+        let log = (0..9).fold(format!("{endless}\n"), |log, number| {
             format!("{log}{{\"level\":\"info\"}}\n{{\"level\":\"fatal\",\"msg\":\"{number}\"}}\n")
         });
         let lines = Arc::new(Mutex::new(Lines::default()));
@@ -92,7 +92,7 @@ mod tests {
             (4..9).map(|number| format!("{{\"level\":\"fatal\",\"msg\":\"{number}\"}}")).collect();
         assert_eq!(lines.lock().unwrap().kept(), expected);
 
-        lines.lock().unwrap().note(long.as_bytes());
+        lines.lock().unwrap().note(endless.as_bytes());
         assert_eq!(lines.lock().unwrap().kept()[4].len(), KEPT_BYTES);
     }
 

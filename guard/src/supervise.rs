@@ -4,6 +4,7 @@
 //! of the container this reaps every orphan, and etcd's own end is never lost among them.
 
 use std::ffi::OsString;
+use std::fs;
 use std::io;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender};
@@ -135,10 +136,11 @@ impl<'a> Supervisor<'a> {
             if !failed || self.has_started() || self.kill_at.is_some() || boots_left == 0 {
                 return Ok(ended);
             }
-            log::warn("etcd ended before it had a log; it is tried again in a second");
-            if self.pause() || !self.clean()? {
+            log::warn("etcd ended before it wrote an entry; it is tried again in a second");
+            if self.pause() {
                 return Ok(ended);
             }
+            self.clean()?;
         }
     }
 
@@ -242,14 +244,17 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Removes what a failed first boot left. False if there is a log after all.
-    fn clean(&mut self) -> Result<bool, Refusal> {
-        let unusable = |error: volume::VolumeError| Refusal::new(Cause::VolumeUnwritable, log::chain(&error));
-        let (data, log) = volume::has_data_and_log(self.config).map_err(unusable)?;
-        if data && !log {
+    /// Removes what a failed first boot left; the last look has found no log, or a blank one.
+    fn clean(&mut self) -> Result<(), Refusal> {
+        let data = self.config.data();
+        let unusable = |error| {
+            Refusal::new(Cause::VolumeUnwritable, format!("could not look at {}: {error}", data.display()))
+        };
+        if fs::exists(&data).map_err(unusable)? {
             discard_data().iter().try_for_each(|step| perform(step, self.config))?;
         }
-        Ok(!log)
+        self.tail = Tail::new(volume::log_directory(self.config));
+        Ok(())
     }
 
     fn wait_for_log(&mut self) {
@@ -263,15 +268,21 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Looks at the log: stamps `started` as soon as there is one, and raises the mark. What fails here is tried
-    /// again at the next look; it is no reason to stop a database.
+    /// Looks at the log: stamps `started` as soon as it is more than blank, and raises the mark. What fails here is
+    /// tried again at the next look; it is no reason to stop a database.
     fn look(&mut self) {
-        if let Err(TailError::Absent(_)) = self.tail.advance() {
-            return;
-        }
+        let unreadable = match self.tail.advance() {
+            Err(TailError::Absent(_)) => return,
+            Err(_) => true,
+            Ok(()) => false,
+        };
         let summary = self.tail.log().summary();
-        if !self.has_started() && !self.stamp_started(summary.map(|summary| summary.identity)) {
-            return;
+        if !self.has_started() {
+            self.refusal = summary.and_then(|summary| check_new_log(self.config, summary.identity));
+            let blank = summary.is_none_or(|summary| summary.is_blank()) && !unreadable;
+            if blank || !self.stamp_started(summary.map(|summary| summary.identity)) {
+                return;
+            }
         }
         if let Some(mark) = summary.as_ref().map(Mark::of) {
             self.raise_mark(mark);
@@ -290,8 +301,7 @@ impl<'a> Supervisor<'a> {
             return false;
         }
         if let Some(identity) = identity {
-            log::info(&format!("etcd has made its log, as {identity}"));
-            self.refusal = check_new_log(self.config, identity);
+            log::info(&format!("etcd has written its first entries, as {identity}"));
         }
         true
     }

@@ -110,12 +110,6 @@ pub fn inspect(config: &Config) -> Result<(Volume, Tail), VolumeError> {
     Ok((found, tail))
 }
 
-/// Whether etcd has made its data directory, and in it its log's.
-pub fn has_data_and_log(config: &Config) -> Result<(bool, bool), VolumeError> {
-    let exists = |path: PathBuf| fs::exists(&path).map_err(at(&path));
-    Ok((exists(config.data())?, exists(log_directory(config))?))
-}
-
 fn judge(tail: &mut Tail) -> Result<LogFound, VolumeError> {
     match tail.read_all() {
         Ok(()) => Ok(tail.log().summary().map_or(LogFound::Empty, LogFound::Whole)),

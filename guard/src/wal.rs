@@ -143,6 +143,14 @@ pub struct Summary {
     pub last: Position,
 }
 
+impl Summary {
+    /// Whether no hard state was ever written. etcd syncs the first one together with the first entries, before it
+    /// votes or acknowledges anything; so a blank log has promised nothing to anybody.
+    pub fn is_blank(&self) -> bool {
+        self.hard == HardState::default()
+    }
+}
+
 /// The segments' record types.
 const METADATA: u64 = 1;
 const ENTRY: u64 = 2;

@@ -248,8 +248,7 @@ pub struct StorageSpec {
     #[schemars(length(max = 253))]
     pub storage_class_name: Option<String>,
     /// What becomes of the volumes when the EtcdCluster is deleted: Retain keeps them with their data, Delete
-    /// deletes them with it. Default: Retain. An edit takes effect for volumes that are made after it and for
-    /// those whose record is written after it.
+    /// deletes them with it. Default: Retain. An edit takes effect at once, for all volumes.
     #[serde(default)]
     pub on_delete: OnDelete,
     /// Access mode of new volumes: ReadWriteOnce (one node at a time) or ReadWriteOncePod (one Pod at a time;
@@ -284,7 +283,7 @@ pub enum AccessMode {
 #[x_kube(validation = rules::retention_is_a_number())]
 #[serde(rename_all = "camelCase")]
 pub struct CompactionSpec {
-    /// What retention counts: Periodic (time), Revision (revisions) or Off (nothing is compacted, so somebody else
+    /// What retention counts: Periodic (time), Revision (revisions) or Disabled (nothing is compacted, so somebody else
     /// must do it before the database reaches its quota). Default: Periodic.
     #[serde(default)]
     pub mode: CompactionMode,
@@ -304,7 +303,7 @@ pub enum CompactionMode {
     /// Revisions.
     Revision,
     /// Nothing is compacted; someone else must do it.
-    Off,
+    Disabled,
 }
 
 /// etcd's log level.

@@ -123,7 +123,6 @@ pub(super) fn name_leaves_room_for_children() -> Rule {
         "metadata.name must be at most 40 characters: small letters, digits and dashes, beginning with a letter. \
          Names of Pods, Services and certificates are made of it. Choose a shorter or simpler name.",
     )
-    .field_path(".metadata.name")
 }
 
 /// `main-peers` is the headless Service of `main`.
@@ -132,7 +131,6 @@ pub(super) fn name_is_not_anothers_service() -> Rule {
         "metadata.name may not end with -peers: a Service of the EtcdCluster without that ending has this name. \
          Choose another name.",
     )
-    .field_path(".metadata.name")
 }
 
 pub(super) fn replicas_are_not_none() -> Rule {
@@ -266,7 +264,7 @@ pub(super) fn retention_is_a_duration() -> Rule {
              duration(self.retention) > duration('0s'))"
         ),
         "'compaction.retention ' + self.retention + ' is not a duration. In mode Periodic use one such as 1h or \
-         30m; mode Off compacts nothing.'",
+         30m; mode Disabled compacts nothing.'",
     )
 }
 
@@ -274,7 +272,7 @@ pub(super) fn retention_is_a_number() -> Rule {
     explained(
         "self.mode != 'Revision' || self.retention.matches('^[1-9][0-9]{0,14}$')".to_owned(),
         "'compaction.retention ' + self.retention + ' is not a number of revisions. In mode Revision use one such \
-         as 10000; mode Off compacts nothing.'",
+         as 10000; mode Disabled compacts nothing.'",
     )
 }
 

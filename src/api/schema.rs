@@ -1,7 +1,7 @@
 //! The CRDs as they are installed: kube's derived schema plus what the derive cannot say.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
-    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrBool,
+    CustomResourceDefinition, JSON, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
 use kube::CustomResourceExt;
 use serde_json::json;
@@ -41,8 +41,26 @@ fn etcd_cluster() -> CustomResourceDefinition {
                 bound_values(map);
             }
         }
+        unwrap_paragraphs(root);
     }
     definition
+}
+
+/// `kubectl explain` wraps paragraphs itself; line ends of the source would make them ragged.
+fn unwrap_paragraphs(schema: &mut JSONSchemaProps) {
+    if let Some(description) = &mut schema.description {
+        let paragraphs: Vec<String> = description.split("\n\n").map(|text| text.replace('\n', " ")).collect();
+        *description = paragraphs.join("\n\n");
+    }
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
+        unwrap_paragraphs(property);
+    }
+    if let Some(JSONSchemaPropsOrArray::Schema(item)) = &mut schema.items {
+        unwrap_paragraphs(item);
+    }
+    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut schema.additional_properties {
+        unwrap_paragraphs(value);
+    }
 }
 
 fn property<'a>(schema: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSchemaProps> {

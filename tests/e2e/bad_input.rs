@@ -1,7 +1,7 @@
 //! What the apiserver refuses, and what ends in a condition and is cured by taking the edit back.
 
-#[path = "../it/bad_files.rs"]
-mod bad_files;
+#[path = "../it/bad_input_files.rs"]
+mod files;
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{Story, eventually, identities, story};
 
@@ -19,31 +19,28 @@ async fn the_apiserver_refuses_every_bad_input_with_the_fix() {
     story("bad", async |story| {
         let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("quorate.dev", "v1alpha1", "EtcdCluster"));
         let api: Api<DynamicObject> = Api::namespaced_with(story.client.clone(), &story.namespace, &resource);
-        for case in bad_files::all() {
-            let refusal = refusal(&api, &case).await;
-            for part in &case.expect {
-                assert!(refusal.contains(part), "{}: expected {part:?} in: {refusal}", case.name);
-            }
+        for case in files::cases() {
+            let refusal = refusal(&api, &case.documents).await;
+            assert!(refusal.contains(&case.expect), "{}: expected {:?} in: {refusal}", case.file, case.expect);
         }
     })
     .await;
 }
 
-/// What the apiserver says of an object, after the one that exists before it.
-async fn refusal(api: &Api<DynamicObject>, case: &bad_files::Case) -> String {
-    let parse = |yaml: &str| -> serde_json::Value { serde_saphyr::from_str(yaml).unwrap() };
+/// What the apiserver says of the last document; one before it is what exists already.
+async fn refusal(api: &Api<DynamicObject>, documents: &[Value]) -> String {
+    let (bad, before) = documents.split_last().expect("a case has a document");
     let parameters = PatchParams::apply("e2e").force();
-    if let Some(from) = &case.from {
+    for document in before {
         // Paused, so that nothing is started for a case.
-        let mut before = parse(from);
-        before["spec"]["paused"] = true.into();
-        api.patch(name(&before), &parameters, &Patch::Apply(&before)).await.expect("what exists before is valid");
+        let mut paused = document.clone();
+        paused["spec"]["paused"] = true.into();
+        api.patch(name(document), &parameters, &Patch::Apply(&paused)).await.expect("what exists before is valid");
     }
-    let bad = parse(&case.to);
     let dry = PatchParams { dry_run: true, ..parameters };
-    let refused = api.patch(name(&bad), &dry, &Patch::Apply(&bad)).await;
-    if let Some(from) = &case.from {
-        api.delete(name(&parse(from)), &DeleteParams::default()).await.unwrap();
+    let refused = api.patch(name(bad), &dry, &Patch::Apply(bad)).await;
+    for document in before {
+        api.delete(name(document), &DeleteParams::default()).await.unwrap();
     }
     match refused {
         Ok(_) => "it was accepted".to_owned(),
@@ -52,12 +49,12 @@ async fn refusal(api: &Api<DynamicObject>, case: &bad_files::Case) -> String {
     }
 }
 
-fn name(document: &serde_json::Value) -> &str {
-    document.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or("main")
+fn name(document: &Value) -> &str {
+    document.pointer("/metadata/name").and_then(Value::as_str).unwrap_or("main")
 }
 
 /// Breaks a first start by a spec that cannot be met, sees the condition, takes the edit back.
-async fn cured(story: &Story, bad: serde_json::Value, reason: &str, good: serde_json::Value) {
+async fn cured(story: &Story, bad: Value, reason: &str, good: Value) {
     story.create(bad).await;
     let said = story.condition("Stalled", reason).await;
     story.condition("Ready", reason).await;

@@ -4,8 +4,8 @@ use expect_test::expect;
 use quorate::etcd::version::{Minor, Version};
 use serde_json::{Value, json};
 
-use crate::bad_files;
-use crate::offline::{refusals, yaml};
+use crate::bad_input_files::{Case, cases};
+use crate::offline::refusals;
 
 fn cluster(spec: &Value) -> Value {
     json!({
@@ -38,43 +38,35 @@ fn version_change(old: &Value, version: &str) -> String {
     refusals(&new, Some(old)).join("\n")
 }
 
-#[test]
-fn every_bad_file_is_refused_with_its_message() {
-    let mut wrong = Vec::new();
-    for case in bad_files::all() {
-        let old = case.from.as_deref().map(yaml);
-        if let Some(old) = &old {
-            assert_eq!(refusals(old, None), Vec::<String>::new(), "{}: the object before must be good", case.name);
-        }
-        let found = refusals(&yaml(&case.to), old.as_ref());
-        let missing: Vec<&String> =
-            case.expect.iter().filter(|part| !found.iter().any(|message| message.contains(part.as_str()))).collect();
-        if !missing.is_empty() || found.is_empty() {
-            wrong.push(format!("{}: expected {missing:?}, found {found:?}", case.name));
-        }
+/// The messages that answer the last document of a case.
+fn judged(case: &Case) -> Vec<String> {
+    let (bad, before) = case.documents.split_last().unwrap();
+    if let Some(before) = before.first() {
+        assert_eq!(refusals(before, None), Vec::<String>::new(), "{}: the object before must be good", case.file);
     }
+    refusals(bad, before.first())
+}
+
+/// One mistake gives one message: two would make a person look for two.
+#[test]
+fn every_bad_file_is_refused_with_its_message_and_no_other() {
+    let wrong: Vec<String> = cases()
+        .iter()
+        .map(|case| (case, judged(case)))
+        .filter(|(case, found)| found.len() != 1 || !found[0].contains(&case.expect))
+        .map(|(case, found)| format!("{}: expected {:?}, found {found:#?}", case.file, case.expect))
+        .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(cases().len() > 30, "{} files of bad input", cases().len());
 }
 
 #[test]
-fn every_refusal_ends_with_a_fix() {
-    // A fix is a sentence in the imperative: what to use, keep, choose, leave out, copy or remove.
+fn every_refusal_says_what_to_do() {
     let verbs = ["Use ", "use ", "Keep ", "Choose ", "Leave out ", "Copy ", "Lower ", "remove it", "delete the "];
-    for case in bad_files::all() {
-        let old = case.from.as_deref().map(yaml);
-        for message in refusals(&yaml(&case.to), old.as_ref()) {
-            assert!(verbs.iter().any(|verb| message.contains(verb)), "{}: no fix in: {message}", case.name);
+    for case in cases() {
+        for message in judged(&case) {
+            assert!(verbs.iter().any(|verb| message.contains(verb)), "{}: no fix in: {message}", case.file);
         }
-    }
-}
-
-#[test]
-fn each_bad_file_breaks_one_rule_only() {
-    // Two messages for one mistake would make a person look for two.
-    for case in bad_files::all() {
-        let old = case.from.as_deref().map(yaml);
-        let found = refusals(&yaml(&case.to), old.as_ref());
-        assert_eq!(found.len(), 1, "{}: {found:#?}", case.name);
     }
 }
 
@@ -96,7 +88,7 @@ fn what_is_mutable_may_change() {
         json!({"storage": {"storageClassName": "fast", "onDelete": "Delete", "accessMode": "ReadWriteOncePod"}}),
         json!({"quotaBackend": "7Gi"}),
         json!({"compaction": {"mode": "Revision", "retention": "10000"}}),
-        json!({"compaction": {"mode": "Off"}}),
+        json!({"compaction": {"mode": "Disabled"}}),
         json!({"extraArgs": {"heartbeat-interval": "200", "election-timeout": "2000", "snapshot-count": "5000"}}),
         json!({"podTemplate": {"metadata": {"labels": {"team": "a"}}, "terminationGracePeriodSeconds": 30}}),
         json!({"image": {"repository": "registry.example:5000/mirror/etcd"}}),
@@ -183,10 +175,8 @@ fn every_flag_that_the_operator_sets_is_owned() {
 
 #[test]
 fn every_owned_flag_is_named_with_what_to_do() {
-    let found = refusals(
-        &cluster(&json!({"extraArgs": {"data-dir": "/x", "quota-backend-bytes": "1", "heartbeat-interval": "200"}})),
-        None,
-    );
+    let arguments = json!({"data-dir": "/x", "quota-backend-bytes": "1", "heartbeat-interval": "200"});
+    let found = refusals(&cluster(&json!({"extraArgs": arguments})), None);
     expect!["extraArgs may not set these flags. quota-backend-bytes: use spec.quotaBackend. data-dir: the operator gives every member its identity and its place, remove it."]
         .assert_eq(&found.join("\n"));
 }

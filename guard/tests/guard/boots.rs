@@ -8,9 +8,10 @@ use std::time::Duration;
 use rustix::process::{Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, Ended};
+use crate::cluster::{Cluster, Ended, write_sparse};
 use crate::http;
 use crate::programs::{on_every_minor, wait_until};
+use crate::writer::frames;
 
 #[test]
 fn a_member_boots_and_restarts_as_the_same_and_its_end_is_reported() {
@@ -78,6 +79,29 @@ fn a_join_that_finds_no_peer_is_tried_again_until_one_answers() {
     cluster.members.push(joiner);
     let listed = cluster.ctl(0, &["member", "list"]).unwrap();
     assert_eq!(listed["members"].as_array().map(Vec::len), Some(2), "{listed}");
+}
+
+/// Left to itself, etcd finds no members in such a log and waits for a leader for ever.
+#[test]
+fn a_boot_that_crashed_before_the_first_entry_is_tried_again() {
+    on_every_minor(|minor| {
+        let cluster = Cluster::new(minor, 1);
+        let member = cluster.members[0].clone();
+        drop(member.serve().stop());
+        let segment = member.data().join("wal/0000000000000000-0000000000000000.wal");
+        let mut bytes = fs::read(&segment).unwrap();
+        let head = frames(&bytes)[3];
+        bytes[head..].fill(0);
+        write_sparse(&segment, &bytes);
+        member.assert_refused("DataLost");
+
+        let mut stamp = member.stamp();
+        stamp["phase"] = "starting".into();
+        fs::write(member.volume.join("quorate.json"), stamp.to_string()).unwrap();
+        let member = member.in_new_pod();
+        drop(member.serve().stop());
+        assert_eq!(member.stamp()["phase"], "started");
+    });
 }
 
 #[test]

@@ -4,12 +4,14 @@
 //! nothing else listens or dials from there, so tests can run beside each other and beside other etcds.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 
 use quorate_guard::lock;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -153,13 +155,13 @@ impl Member {
     }
 
     /// The member with another variable in its Pod.
-    pub(crate) fn variable(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn variable(mut self, name: &'static str, value: impl Display) -> Self {
         self.variables.insert(name, value.to_string());
         self
     }
 
     /// The member with another flag.
-    pub(crate) fn flag(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn flag(mut self, name: &'static str, value: impl Display) -> Self {
         self.flags.insert(name, value.to_string());
         self
     }
@@ -171,6 +173,13 @@ impl Member {
         self
     }
 
+    /// The member with an empty volume beside its own.
+    pub(crate) fn on_another_volume(mut self) -> Self {
+        self.volume = self.folder.join("another-volume");
+        fs::create_dir_all(&self.volume).unwrap();
+        self.in_new_pod()
+    }
+
     /// etcd's own directory.
     pub(crate) fn data(&self) -> PathBuf {
         self.volume.join("data/member")
@@ -178,8 +187,12 @@ impl Member {
 
     /// The stamp on the volume.
     pub(crate) fn stamp(&self) -> Value {
-        let bytes = fs::read(self.volume.join("quorate.json")).unwrap_or_default();
-        serde_json::from_slice(&bytes).unwrap_or_default()
+        read_json(&self.volume.join("quorate.json"))
+    }
+
+    /// The mark in the emptyDir.
+    pub(crate) fn mark(&self) -> Value {
+        read_json(&self.state.join("mark.json"))
     }
 
     /// Starts the guard, which starts etcd.
@@ -261,7 +274,17 @@ impl Member {
     /// Starts and waits until it serves.
     pub(crate) fn serve(&self) -> Guard {
         let guard = self.start();
-        self.wait_until_serving();
+        wait_until(&format!("{} serves", self.name), || {
+            assert!(guard.is_running(), "the guard ended: {}", guard.log());
+            http::count(self.client, 'x').is_ok()
+        });
+        guard
+    }
+
+    /// Starts and waits until it answers for itself, which a learner does.
+    pub(crate) fn serve_as_learner(&self) -> Guard {
+        let guard = self.start();
+        wait_until(&format!("{} answers", self.name), || http::status(self.client).is_ok());
         guard
     }
 
@@ -320,7 +343,7 @@ impl Guard {
     /// Kills the guard alone.
     pub(crate) fn kill_guard_only(&self) {
         self.signal(Signal::KILL);
-        wait_until("the guard is gone", || self.stat().is_none_or(|state| state == 'Z'));
+        wait_until("the guard is gone", || !self.is_running());
     }
 
     /// Waits for the guard's end.
@@ -332,13 +355,16 @@ impl Guard {
         });
         self.ended = true;
         let status = status.unwrap();
-        let message = fs::read(self.folder.join("message")).unwrap_or_default();
-        let report = serde_json::from_slice(&message).unwrap_or_default();
+        let report = read_json(&self.folder.join("message"));
         Ended { code: status.code(), signal: status.signal(), report, log: self.log() }
     }
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+
+    fn is_running(&self) -> bool {
+        self.stat().is_some_and(|state| state != 'Z')
     }
 
     /// The state letter of the guard's process.
@@ -353,11 +379,17 @@ impl Drop for Guard {
     /// itself is reaped only after that: until then the group's number cannot be another's.
     fn drop(&mut self) {
         if !self.ended {
-            kill_process_group(self.pid(), Signal::KILL).ok();
+            let killed = kill_process_group(self.pid(), Signal::KILL);
+            assert!(killed.is_ok() || thread::panicking(), "{killed:?}");
             drop(self.child.wait());
             wait_until("etcd is gone", || lock::take(&self.volume).is_ok());
         }
     }
+}
+
+/// Null if there is no such file.
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap_or_default()).unwrap_or_default()
 }
 
 /// Copies a directory, without the zeros that etcd preallocates.

@@ -9,8 +9,11 @@ use tempfile::TempDir;
 use crate::cluster::{Cluster, Member, copy, replace, write_sparse};
 use crate::http;
 use crate::logs::read;
-use crate::programs::{MINORS, on_every_minor};
+use crate::programs::{MINORS, on_every_minor, quick_folder};
 use crate::writer::{Writer, frames, hard, position};
+
+/// A change to the bytes of a segment.
+type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
 
 /// The only segment of a member.
 fn segment(member: &Member) -> PathBuf {
@@ -31,7 +34,7 @@ fn read_bytes(folder: &TempDir, bytes: &[u8]) -> Result<quorate_guard::wal::Summ
 
 #[test]
 fn a_log_may_end_at_every_byte_after_its_head() {
-    let folder = TempDir::new().unwrap();
+    let folder = quick_folder();
     for bytes in fixtures() {
         let offsets = frames(&bytes);
         assert_eq!(offsets.last(), Some(&bytes.len()), "the fixture is whole");
@@ -55,7 +58,7 @@ fn a_log_may_end_at_every_byte_after_its_head() {
 
 #[test]
 fn every_byte_of_the_last_record_may_be_missing() {
-    let folder = TempDir::new().unwrap();
+    let folder = quick_folder();
     for bytes in fixtures() {
         let offsets = frames(&bytes);
         let begin = offsets[offsets.len() - 2];
@@ -68,7 +71,7 @@ fn every_byte_of_the_last_record_may_be_missing() {
 
 #[test]
 fn sectors_that_were_never_written_are_a_torn_write() {
-    let folder = TempDir::new().unwrap();
+    let folder = quick_folder();
     let start = Writer::new().entries(1, 1..=5).state(hard(1, 5));
     let log = start.clone().large_entry(1, 6, &[7; 5000]).state(hard(1, 6));
     let (begin, bytes) = (start.last().len(), log.last());
@@ -81,7 +84,7 @@ fn sectors_that_were_never_written_are_a_torn_write() {
 
 #[test]
 fn a_flipped_bit_anywhere_before_the_end_is_damage() {
-    let folder = TempDir::new().unwrap();
+    let folder = quick_folder();
     for bytes in fixtures() {
         let offsets = frames(&bytes);
         // To etcd, too, padding and (in a frame without any) the last byte of a length say nothing; and the type of a
@@ -124,7 +127,7 @@ fn real_etcd_agrees() {
         let (begin, end) = (offsets[large], offsets[large + 1]);
         let middle = offsets[large - 5];
 
-        let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let with = |change: Change<'_>| {
             replace(&member.data(), whole.path());
             let mut changed = bytes.clone();
             change(&mut changed);
@@ -132,7 +135,7 @@ fn real_etcd_agrees() {
             // The mark would rightly find the data below it.
             member.clone().in_new_pod()
         };
-        let torn: [&dyn Fn(&mut Vec<u8>); 4] = [
+        let torn: [Change<'_>; 4] = [
             &|bytes| bytes.truncate(begin + 20),
             &|bytes| bytes.truncate(begin + 3),
             &|bytes| bytes[begin + 1024..begin + 2048].fill(0),
@@ -144,7 +147,7 @@ fn real_etcd_agrees() {
             assert_eq!(http::count(member.client, 'a'), Ok(10), "etcd repaired it");
             guard.crash();
         }
-        let damaged: [(&dyn Fn(&mut Vec<u8>), bool); 4] = [
+        let damaged: [(Change<'_>, bool); 4] = [
             (&|bytes| flip(bytes, middle + 30..middle + 31), false),
             (&|bytes| flip(bytes, begin + 4000..begin + 4001), false),
             (&|bytes| bytes.truncate(0), false),

@@ -28,11 +28,9 @@ fn read_written(log: &Writer) -> Result<Summary, String> {
 }
 
 fn segments(member: &Member) -> Vec<String> {
-    let mut names: Vec<_> = fs::read_dir(member.data().join("wal"))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".wal"))
-        .collect();
+    let entries = fs::read_dir(member.data().join("wal")).unwrap().map(|entry| entry.unwrap().path());
+    let segments = entries.filter(|path| path.extension().is_some_and(|extension| extension == "wal"));
+    let mut names: Vec<_> = segments.map(|path| path.display().to_string()).collect();
     names.sort();
     names
 }

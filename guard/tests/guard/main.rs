@@ -3,12 +3,20 @@
 //! `QUORATE_BIN` names the folder with `etcd-3.5/{etcd,etcdctl}`, `etcd-3.6/…` and `etcd-3.7/…`;
 //! `cargo cluster programs` prints it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that cannot go on panics; clippy exempts only the test functions themselves"
+)]
+
 mod boots;
 mod cluster;
 mod crashes;
 mod damage;
 mod fuzz;
 mod http;
+mod init;
 mod logs;
 mod planted;
 mod programs;

@@ -1,12 +1,15 @@
 //! Where real etcd is, and how to wait.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::statvfs;
+use tempfile::TempDir;
+
 /// Longer than anything takes on a busy machine with two cores.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The minors that are supported.
 pub(crate) const MINORS: [&str; 3] = ["3.5", "3.6", "3.7"];
@@ -21,6 +24,13 @@ pub(crate) fn program(minor: &str, name: &str) -> PathBuf {
     let path = PathBuf::from(folder).join(format!("etcd-{minor}")).join(name);
     assert!(path.exists(), "QUORATE_BIN has no {}; `cargo cluster programs` builds it", path.display());
     path
+}
+
+/// A folder in memory where there is room, for tests that sync thousands of times.
+pub(crate) fn quick_folder() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let roomy = statvfs(memory).is_ok_and(|numbers| numbers.f_bavail * numbers.f_frsize > 1 << 30);
+    if roomy { TempDir::new_in(memory).unwrap() } else { TempDir::new().unwrap() }
 }
 
 /// Runs a test on every minor at once.

@@ -37,7 +37,9 @@ fn roll_back(minor: &'static str) -> (Cluster, String) {
 /// The two members may be between two leaders; only what is acknowledged counts.
 fn put_acknowledged(cluster: &Cluster) {
     for number in 0..ACKNOWLEDGED {
-        wait_until("the put is acknowledged", || http::put(cluster.members[2].client, &format!("a{number}"), "v").is_ok());
+        wait_until("the put is acknowledged", || {
+            http::put(cluster.members[2].client, &format!("a{number}"), "v").is_ok()
+        });
     }
 }
 
@@ -51,12 +53,16 @@ fn local_count(cluster: &Cluster, member: usize) -> Option<u64> {
 /// Starts the lagging member, and later the third one; all that was acknowledged must be there.
 fn assert_nothing_is_lost(cluster: &Cluster) {
     let [_, lagging, third] = &cluster.members[..] else { unreachable!() };
-    let _lagging = lagging.start();
-    wait_until("the lagging member is up", || local_count(cluster, 1).is_some());
+    let alone = lagging.start();
+    wait_until("the lagging member stands for election", || {
+        alone.log().matches("is starting a new election").count() > 2
+    });
     assert!(http::put(lagging.client, "x", "alone").is_err(), "one of three has no quorum");
     let _third = third.serve();
     assert_eq!(http::count(third.client, 'a'), Ok(u64::from(ACKNOWLEDGED)));
-    wait_until("the lagging member has caught up", || local_count(cluster, 1) == Some(u64::from(ACKNOWLEDGED)));
+    wait_until("the lagging member has caught up", || {
+        local_count(cluster, 1) == Some(u64::from(ACKNOWLEDGED))
+    });
 }
 
 #[test]

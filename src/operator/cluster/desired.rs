@@ -106,7 +106,7 @@ impl Desired {
         match self.spec.compaction.mode {
             CompactionMode::Periodic => Some(("periodic", retention)),
             CompactionMode::Revision => Some(("revision", retention)),
-            CompactionMode::Off => None,
+            CompactionMode::Disabled => None,
         }
     }
 
