@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::decide::check_new_log;
 use crate::durable;
 use crate::identity::Identity;
-use crate::lines::{self, Lines};
+use crate::lines::{self, Lines, refuses_flags};
 use crate::log;
 use crate::mark::{MARK, Mark};
 use crate::refusal::{Cause, Refusal};
@@ -45,7 +45,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// First boots are tried this often in one container. Then it ends, since the operator reads causes only from
 /// containers that have ended, and the kubelet starts it again.
-const FIRST_BOOTS: u32 = 30;
+const FIRST_BOOTS: u32 = 10;
 
 /// How long a process that inherited etcd's log may keep it open after etcd's end.
 const LOG_TIME: Duration = Duration::from_secs(1);
@@ -132,8 +132,9 @@ impl<'a> Supervisor<'a> {
         loop {
             let ended = self.run_once()?;
             boots_left -= 1;
-            let failed = ended.status != Status::Exit(0);
-            if !failed || self.has_started() || self.kill_at.is_some() || boots_left == 0 {
+            let in_vain =
+                ended.status == Status::Exit(0) || ended.lines.last().is_some_and(|line| refuses_flags(line));
+            if in_vain || self.has_started() || self.kill_at.is_some() || boots_left == 0 {
                 return Ok(ended);
             }
             log::warn("etcd ended before it wrote an entry; it is tried again in a second");

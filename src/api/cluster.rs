@@ -2,7 +2,10 @@
 //!
 //! The comments on types and fields are what `kubectl explain` prints: they are written for users.
 
-#![expect(unreachable_pub, reason = "kube's KubeSchema derive repeats each struct, as pub, inside a function")]
+#![expect(
+    unreachable_pub,
+    reason = "kube's KubeSchema derive repeats each struct, as pub, inside a function"
+)]
 
 use std::collections::BTreeMap;
 

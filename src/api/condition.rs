@@ -38,7 +38,12 @@ pub struct Statement {
 
 /// The conditions that `statements` make of `before`: a type that is not stated is absent, and a time changes
 /// only with its status.
-pub fn set(before: &[Condition], statements: &[Statement], generation: i64, now: jiff::Timestamp) -> Vec<Condition> {
+pub fn set(
+    before: &[Condition],
+    statements: &[Statement],
+    generation: i64,
+    now: jiff::Timestamp,
+) -> Vec<Condition> {
     statements
         .iter()
         .map(|statement| {

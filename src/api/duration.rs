@@ -25,7 +25,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, InvalidDuration> {
         };
         let number: u64 = digits.parse().map_err(|_| invalid())?;
         digits.clear();
-        total = number.checked_mul(unit).and_then(|seconds| total.checked_add(seconds)).ok_or_else(invalid)?;
+        total =
+            number.checked_mul(unit).and_then(|seconds| total.checked_add(seconds)).ok_or_else(invalid)?;
     }
     if text.is_empty() || !digits.is_empty() { Err(invalid()) } else { Ok(Duration::from_secs(total)) }
 }

@@ -10,10 +10,8 @@ const UNITS: [(&str, u32); 4] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)]
 /// Bytes of a size such as `8Gi`.
 pub fn parse_bytes(text: &str) -> Result<u64, InvalidQuantity> {
     let invalid = || InvalidQuantity(text.to_owned());
-    let (digits, shift) = UNITS
-        .iter()
-        .find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)))
-        .unwrap_or((text, 0));
+    let (digits, shift) =
+        UNITS.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift))).unwrap_or((text, 0));
     let number: u64 = digits.parse().map_err(|_| invalid())?;
     number.checked_mul(1 << shift).ok_or_else(invalid)
 }
@@ -33,8 +31,11 @@ mod tests {
     #[test]
     fn sizes_are_read_and_written_as_kubernetes_does() {
         assert_eq!((parse_bytes("8Gi"), parse_bytes("512")), (Ok(8 << 30), Ok(512)));
-        assert!(parse_bytes("8GB").is_err() && parse_bytes("").is_err() && parse_bytes("99999999999Ti").is_err());
-        let texts: Vec<String> = [0, 1023, 20 << 10, 212 << 20, (17 << 30) / 10].into_iter().map(format_bytes).collect();
+        assert!(
+            parse_bytes("8GB").is_err() && parse_bytes("").is_err() && parse_bytes("99999999999Ti").is_err()
+        );
+        let texts: Vec<String> =
+            [0, 1023, 20 << 10, 212 << 20, (17 << 30) / 10].into_iter().map(format_bytes).collect();
         assert_eq!(texts, ["0", "1023", "20Ki", "212Mi", "1.6Gi"]);
     }
 }

@@ -169,8 +169,20 @@ impl Reason {
         use Reason as R;
         matches!(
             self,
-            R::Healthy | R::Bootstrapping | R::Bootstrapped | R::PodCreated | R::PodDeleted | R::VolumeDeleted | R::LeaderChanged
-                | R::QuorumRegained | R::VolumesAdopted | R::CertificateRenewed | R::PausedByUser | R::Recovering | R::RollOutPending | R::Deleting
+            R::Healthy
+                | R::Bootstrapping
+                | R::Bootstrapped
+                | R::PodCreated
+                | R::PodDeleted
+                | R::VolumeDeleted
+                | R::LeaderChanged
+                | R::QuorumRegained
+                | R::VolumesAdopted
+                | R::CertificateRenewed
+                | R::PausedByUser
+                | R::Recovering
+                | R::RollOutPending
+                | R::Deleting
         )
     }
 }

@@ -216,15 +216,18 @@ pub(super) fn repository_has_no_tag() -> Rule {
 }
 
 pub(super) fn digest_is_sha256() -> Rule {
-    Rule::new("self.matches('^sha256:[0-9a-f]{64}$')")
-        .message("image.digest must be sha256: and 64 hexadecimal digits. Copy it from `docker images --digests`.")
+    Rule::new("self.matches('^sha256:[0-9a-f]{64}$')").message(
+        "image.digest must be sha256: and 64 hexadecimal digits. Copy it from `docker images --digests`.",
+    )
 }
 
 /// `field` is the path below `spec`.
 pub(super) fn is_size(field: &str) -> Rule {
     explained(
         format!("self.matches('{SIZE}')"),
-        &format!("'{field} ' + self + ' is not a size. Use a whole number with Ki, Mi, Gi or Ti, such as 8Gi.'"),
+        &format!(
+            "'{field} ' + self + ' is not a size. Use a whole number with Ki, Mi, Gi or Ti, such as 8Gi.'"
+        ),
     )
 }
 
@@ -299,9 +302,8 @@ pub(super) fn grace_is_enough() -> Rule {
 }
 
 pub(super) fn user_is_not_root() -> Rule {
-    Rule::new("self >= 1 && self <= 2147483647").message(
-        "podTemplate.runAsUser must be from 1 to 2147483647: members never run as root. Use 65532.",
-    )
+    Rule::new("self >= 1 && self <= 2147483647")
+        .message("podTemplate.runAsUser must be from 1 to 2147483647: members never run as root. Use 65532.")
 }
 
 /// `what` is `labels` or `annotations`.
@@ -325,7 +327,8 @@ pub(super) fn flags_are_names() -> Rule {
 /// Says for each flag what to do instead of setting it. The message is put together from constants, because the
 /// apiserver takes a key of a map for unbounded, and refuses a message that might be as long.
 pub(super) fn flags_are_not_owned() -> Rule {
-    let all: Vec<String> = OWNED_FLAGS.iter().flat_map(|(_, flags)| *flags).map(|flag| format!("'{flag}'")).collect();
+    let all: Vec<String> =
+        OWNED_FLAGS.iter().flat_map(|(_, flags)| *flags).map(|flag| format!("'{flag}'")).collect();
     let mut message = "'extraArgs may not set these flags.'".to_owned();
     for (advice, flags) in OWNED_FLAGS {
         for flag in *flags {

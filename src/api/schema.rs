@@ -36,7 +36,10 @@ fn etcd_cluster() -> CustomResourceDefinition {
             arguments.max_properties = Some(MOST_ENTRIES);
             bound_values(arguments);
         }
-        for map in [["spec", "podTemplate", "metadata", "labels"], ["spec", "podTemplate", "metadata", "annotations"]] {
+        for map in [
+            ["spec", "podTemplate", "metadata", "labels"],
+            ["spec", "podTemplate", "metadata", "annotations"],
+        ] {
             if let Some(map) = property(root, &map) {
                 bound_values(map);
             }

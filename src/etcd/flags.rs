@@ -131,10 +131,9 @@ fn transport_security() -> Vec<String> {
 /// Strict reconfiguration checks and both corruption checks; two learners where the minor allows it.
 fn safety(minor: Minor) -> Vec<String> {
     let checks: &[&str] = match minor {
-        Minor::V3_5 => &[
-            "--experimental-initial-corrupt-check=true",
-            "--experimental-compact-hash-check-enabled=true",
-        ],
+        Minor::V3_5 => {
+            &["--experimental-initial-corrupt-check=true", "--experimental-compact-hash-check-enabled=true"]
+        }
         Minor::V3_6 | Minor::V3_7 => {
             &["--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true", "--max-learners=2"]
         }

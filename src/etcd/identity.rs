@@ -72,7 +72,10 @@ mod tests {
     #[test]
     fn ids_are_the_ones_that_etcd_derives() {
         let member = bootstrap_member_id("http://127.0.0.1:2380", "t");
-        assert_eq!(format!("{member} {}", bootstrap_cluster_id([member])), "5b941b0d71c9917e 6ff7ad0266691698");
+        assert_eq!(
+            format!("{member} {}", bootstrap_cluster_id([member])),
+            "5b941b0d71c9917e 6ff7ad0266691698"
+        );
     }
 
     #[test]

@@ -16,7 +16,8 @@ mod tests {
 
     #[test]
     fn an_even_count_tolerates_no_more_than_one_fewer() {
-        let table: Vec<(usize, usize)> = (1..=7).map(|voters| (quorum(voters), voters - quorum(voters))).collect();
+        let table: Vec<(usize, usize)> =
+            (1..=7).map(|voters| (quorum(voters), voters - quorum(voters))).collect();
         assert_eq!(table, [(1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (4, 2), (4, 3)]);
     }
 

@@ -30,7 +30,9 @@ pub enum InvalidVersion {
     #[error("version {0:?} is not known: use 3.5, 3.6 or 3.7, or a patch of them such as 3.6.16")]
     Unknown(String),
     /// Older than the floor.
-    #[error("version {version} is below {floor}, the first without known data loss or a hole in security: use {floor} or newer")]
+    #[error(
+        "version {version} is below {floor}, the first without known data loss or a hole in security: use {floor} or newer"
+    )]
     BelowFloor {
         /// What was asked for.
         version: Version,

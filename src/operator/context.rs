@@ -42,7 +42,12 @@ pub struct NoAuthority;
 
 impl Context {
     /// A context with empty memory.
-    pub fn new(client: Client, guard_image: String, metrics: Arc<Metrics>, authority: Arc<Authority>) -> Self {
+    pub fn new(
+        client: Client,
+        guard_image: String,
+        metrics: Arc<Metrics>,
+        authority: Arc<Authority>,
+    ) -> Self {
         let reporter = Reporter { controller: "quorate".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
         Self { client, recorder, guard_image, metrics, authority, marks: Mutex::default() }

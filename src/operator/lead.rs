@@ -57,7 +57,9 @@ impl Candidate {
             match self.attempt().await {
                 Ok(true) => return,
                 Ok(false) => {}
-                Err(error) => tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot read or take the lease"),
+                Err(error) => {
+                    tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot read or take the lease")
+                }
             }
             tokio::time::sleep(RETRY).await;
         }
@@ -86,7 +88,8 @@ impl Candidate {
         self.authority.revoke();
         let give_up = async {
             let mut lease = self.leases.get(NAME).await?;
-            let ours = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.identity);
+            let ours =
+                lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) == Some(&self.identity);
             if let Some(spec) = lease.spec.as_mut().filter(|_| ours) {
                 spec.holder_identity = None;
                 spec.lease_duration_seconds = Some(1);
@@ -96,7 +99,9 @@ impl Candidate {
         };
         match timeout(REQUEST_DEADLINE, give_up).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot give up the lease"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot give up the lease")
+            }
             Err(_) => tracing::warn!("cannot give up the lease in time"),
         }
     }
@@ -137,7 +142,10 @@ impl Candidate {
             return true;
         }
         let version = lease.metadata.resource_version.clone().unwrap_or_default();
-        let life = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(LEASE, Duration::from_secs);
+        let life = spec
+            .lease_duration_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .map_or(LEASE, Duration::from_secs);
         match &self.seen {
             Some((seen, since)) if *seen == version => since.elapsed() > life,
             Some(_) | None => {

@@ -83,7 +83,11 @@ impl Metrics {
         let members = Family::default();
         registry.register("cluster_members", "Members known and healthy", members.clone());
         let margin = Family::default();
-        registry.register("cluster_quorum_margin", "How many more voters may fail; -1: quorum is lost", margin.clone());
+        registry.register(
+            "cluster_quorum_margin",
+            "How many more voters may fail; -1: quorum is lost",
+            margin.clone(),
+        );
         let conditions = Family::default();
         registry.register("cluster_condition", "1 for each condition as it is", conditions.clone());
         let leader = Gauge::default();

@@ -80,6 +80,9 @@ mod tests {
     #[test]
     fn only_names_that_we_would_give_are_members() {
         let of = |name| serial("main", name);
-        assert_eq!((of("main-0"), of("main-12"), of("main-01"), of("main-x"), of("main2-1")), (Some(0), Some(12), None, None, None));
+        assert_eq!(
+            (of("main-0"), of("main-12"), of("main-01"), of("main-x"), of("main2-1")),
+            (Some(0), Some(12), None, None, None)
+        );
     }
 }

@@ -60,13 +60,15 @@ pub enum RunError {
 /// Runs until SIGTERM, or until the lease is lost.
 pub async fn run(config: Config) -> Result<(), RunError> {
     let client = Client::try_default().await.map_err(RunError::Client)?;
-    let listener = TcpListener::bind(config.listen).await.map_err(|error| RunError::Listen(config.listen, error))?;
+    let listener =
+        TcpListener::bind(config.listen).await.map_err(|error| RunError::Listen(config.listen, error))?;
     let metrics = Arc::new(Metrics::new());
     let authority = Arc::new(Authority::default());
     let stop = stop_signal()?;
     let server = tokio::spawn(serve(listener, metrics.clone(), stopped(stop.clone())));
 
-    let mut candidate = Candidate::new(client.clone(), &config.lease_namespace, config.identity.clone(), authority.clone());
+    let mut candidate =
+        Candidate::new(client.clone(), &config.lease_namespace, config.identity.clone(), authority.clone());
     tracing::info!(identity = config.identity, "waiting for the lease");
     tokio::select! {
         () = candidate.acquire() => {}

@@ -17,11 +17,17 @@ use crate::support::{Story, eventually, identities, story};
 #[tokio::test]
 async fn the_apiserver_refuses_every_bad_input_with_the_fix() {
     story("bad", async |story| {
-        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("quorate.dev", "v1alpha1", "EtcdCluster"));
+        let resource =
+            ApiResource::from_gvk(&GroupVersionKind::gvk("quorate.dev", "v1alpha1", "EtcdCluster"));
         let api: Api<DynamicObject> = Api::namespaced_with(story.client.clone(), &story.namespace, &resource);
         for case in files::cases() {
             let refusal = refusal(&api, &case.documents).await;
-            assert!(refusal.contains(&case.expect), "{}: expected {:?} in: {refusal}", case.file, case.expect);
+            assert!(
+                refusal.contains(&case.expect),
+                "{}: expected {:?} in: {refusal}",
+                case.file,
+                case.expect
+            );
         }
     })
     .await;
@@ -35,7 +41,9 @@ async fn refusal(api: &Api<DynamicObject>, documents: &[Value]) -> String {
         // Paused, so that nothing is started for a case.
         let mut paused = document.clone();
         paused["spec"]["paused"] = true.into();
-        api.patch(name(document), &parameters, &Patch::Apply(&paused)).await.expect("what exists before is valid");
+        api.patch(name(document), &parameters, &Patch::Apply(&paused))
+            .await
+            .expect("what exists before is valid");
     }
     let dry = PatchParams { dry_run: true, ..parameters };
     let refused = api.patch(name(bad), &dry, &Patch::Apply(bad)).await;
@@ -62,7 +70,8 @@ async fn cured(story: &Story, bad: Value, reason: &str, good: Value) {
         let pods = story.api::<Pod>().list(&ListParams::default()).await.unwrap().items;
         pods.into_iter().filter_map(|pod| pod.uid()).collect::<Vec<_>>()
     };
-    let first = eventually("all Pods are made", async || Some(pods().await).filter(|pods| pods.len() == 3)).await;
+    let first =
+        eventually("all Pods are made", async || Some(pods().await).filter(|pods| pods.len() == 3)).await;
     for _ in 0..30 {
         assert_eq!(pods().await, first, "Pods are made again and again: {said}");
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -132,7 +141,11 @@ async fn flags_that_etcd_does_not_know_are_cured_by_the_revert() {
         story.create(json!({"extraArgs": {"no-such-flag": "1"}})).await;
         let down = async || {
             let status = story.status().await;
-            status.members.iter().any(|member| member.message.as_deref().unwrap_or_default().contains("no-such-flag")).then_some(())
+            status
+                .members
+                .iter()
+                .any(|member| member.message.as_deref().unwrap_or_default().contains("no-such-flag"))
+                .then_some(())
         };
         eventually("the status tells etcd's last words", down).await;
         story.patch(json!({"extraArgs": null})).await;

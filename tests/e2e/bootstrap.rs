@@ -22,7 +22,8 @@ async fn cluster_ids(story: &Story) -> BTreeSet<String> {
         return BTreeSet::new();
     }
     let survey = quorate::etcd::survey::survey(story.addresses().await, Some(&story.identity().await)).await;
-    let mut ids: BTreeSet<String> = survey.values().flatten().map(|answer| answer.cluster_id.to_string()).collect();
+    let mut ids: BTreeSet<String> =
+        survey.values().flatten().map(|answer| answer.cluster_id.to_string()).collect();
     ids.extend(story.status().await.cluster_id);
     ids
 }

@@ -172,7 +172,13 @@ async fn an_older_copy_of_the_data_is_rolled_back_in_the_same_pod_and_in_a_new_o
         let refused = async || {
             let pod = story.pod("main-2").await?;
             let container = pod.status?.container_statuses?.first()?.clone();
-            container.state?.terminated.or(container.last_state?.terminated)?.message?.contains("RolledBack").then_some(())
+            container
+                .state?
+                .terminated
+                .or(container.last_state?.terminated)?
+                .message?
+                .contains("RolledBack")
+                .then_some(())
         };
         eventually("the new Pod's guard refuses too", refused).await;
         // The newest data are taken back.
@@ -207,7 +213,9 @@ async fn a_lagging_and_a_rolled_back_member_never_lose_acknowledged_writes() {
         pause(story, false).await;
         story.member_health("main-0", "RolledBack").await;
         story.member_health("main-2", "VolumeInUse").await;
-        let one = async || story.condition("Ready", "QuorumLost").await.contains("1 of 3 members answer").then_some(());
+        let one = async || {
+            story.condition("Ready", "QuorumLost").await.contains("1 of 3 members answer").then_some(())
+        };
         eventually("only main-1 answers", one).await;
         // main-1 alone must not lead: a linearizable read is not answered.
         let read = async {

@@ -37,7 +37,8 @@ async fn status_shows_the_picture_and_ctl_reads_and_writes() {
         assert!(said.contains("3/3 voters healthy") && said.contains("main-2"), "{said}");
         let put = quorate(&["ctl", "-n", &story.namespace, "main", "--", "put", "hello", "world"]);
         assert_eq!((put.0, put.1.trim()), (Some(0), "OK"), "{}", put.2);
-        let get = quorate(&["ctl", "-n", &story.namespace, "main", "--", "get", "hello", "--print-value-only"]);
+        let get =
+            quorate(&["ctl", "-n", &story.namespace, "main", "--", "get", "hello", "--print-value-only"]);
         assert_eq!((get.0, get.1.trim()), (Some(0), "world"), "{}", get.2);
         story.patch(json!({"paused": true})).await;
         story.delete_pod("main-1").await;
@@ -62,7 +63,8 @@ async fn the_standby_takes_over_when_the_holder_of_the_lease_is_deleted() {
         let ready = async || {
             let list = pods.list(&operators).await.unwrap();
             let ready = list.items.iter().filter(|pod| {
-                let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+                let conditions =
+                    pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
                 conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
             });
             (ready.count() >= 2).then_some(())
@@ -86,7 +88,16 @@ async fn children_carry_the_clusters_uid_and_the_peer_port_is_closed_to_clients(
         let uid = cluster.uid().unwrap();
         assert!(pods.iter().all(|pod| pod.owner_references().iter().any(|owner| owner.uid == uid)));
         let peer = format!("--endpoints=https://main-0.main-peers.{}.svc:2380", story.namespace);
-        let arguments = ["/usr/local/bin/etcdctl", &peer, "--cacert=/tls/ca.crt", "--cert=/tls/tls.crt", "--key=/tls/tls.key", "--command-timeout=3s", "get", "x"];
+        let arguments = [
+            "/usr/local/bin/etcdctl",
+            &peer,
+            "--cacert=/tls/ca.crt",
+            "--cert=/tls/tls.crt",
+            "--key=/tls/tls.key",
+            "--command-timeout=3s",
+            "get",
+            "x",
+        ];
         let (code, said) = story.run_in_pod(&arguments).await;
         assert_ne!(code, 0, "a client's certificate opened the peer port: {said}");
     })

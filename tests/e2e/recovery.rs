@@ -15,7 +15,8 @@ async fn pods_that_are_deleted_one_by_one_and_all_at_once_come_back_as_the_same_
         story.write("first-", 50).await;
         for member in ["main-0", "main-1", "main-2"] {
             story.delete_pod(member).await;
-            let back = async || story.pod(member).await.filter(|pod| pod.labels().contains_key("quorate.dev/role"));
+            let back =
+                async || story.pod(member).await.filter(|pod| pod.labels().contains_key("quorate.dev/role"));
             eventually("the Pod is back and lets clients in", back).await;
             assert_eq!(identities(&story.healthy().await), before);
         }
@@ -79,7 +80,10 @@ async fn a_deleted_cluster_keeps_its_volumes_and_goes_on_with_them_when_told_to(
         // Made anew without a word about the volumes: an empty cluster of new names beside them.
         story.create(json!({})).await;
         let beside = story.healthy().await;
-        assert_eq!(beside.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(), ["main-3", "main-4", "main-5"]);
+        assert_eq!(
+            beside.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>(),
+            ["main-3", "main-4", "main-5"]
+        );
         assert_eq!(story.count("main-3", "kept-").await, 0);
         let said = story.condition("ForeignVolumes", "ForeignVolume").await;
         assert!(said.contains("main-0") && said.contains(&first.uid().unwrap()), "{said}");
@@ -96,7 +100,8 @@ async fn a_deleted_cluster_keeps_its_volumes_and_goes_on_with_them_when_told_to(
 async fn delete(story: &crate::support::Story) {
     story.api::<quorate::api::EtcdCluster>().delete("main", &DeleteParams::default()).await.unwrap();
     let gone = async || {
-        let pods = story.api::<Pod>().list(&ListParams::default().labels("quorate.dev/cluster=main")).await.unwrap();
+        let pods =
+            story.api::<Pod>().list(&ListParams::default().labels("quorate.dev/cluster=main")).await.unwrap();
         pods.items.is_empty().then_some(())
     };
     eventually("the cluster's Pods are gone", gone).await;
@@ -109,7 +114,11 @@ async fn a_restart_of_the_apiserver_changes_nothing() {
         let before = identities(&story.healthy().await);
         story.write("key-", 50).await;
         let uids = async || {
-            let pods = story.api::<Pod>().list(&ListParams::default().labels("quorate.dev/cluster=main")).await.ok()?;
+            let pods = story
+                .api::<Pod>()
+                .list(&ListParams::default().labels("quorate.dev/cluster=main"))
+                .await
+                .ok()?;
             Some(pods.items.iter().filter_map(ResourceExt::uid).collect::<Vec<_>>())
         };
         let pods = uids().await.unwrap();

@@ -11,8 +11,19 @@ async fn serves(story: &Story, members: i32, version: &str) {
     }
     story.create(spec).await;
     let status = story.healthy().await;
-    assert_eq!((status.ready.as_deref(), status.replicas), (Some(format!("{members}/{members}").as_str()), members));
-    assert!(status.members.iter().all(|member| member.version.as_deref().unwrap_or_default().starts_with(version)), "{:?}", status.members);
+    assert_eq!(
+        (status.ready.as_deref(), status.replicas),
+        (Some(format!("{members}/{members}").as_str()), members)
+    );
+    assert!(
+        status.members.iter().all(|member| member
+            .version
+            .as_deref()
+            .unwrap_or_default()
+            .starts_with(version)),
+        "{:?}",
+        status.members
+    );
 
     let (code, said) = story.etcdctl(&["put", "hello", "world"]).await;
     assert_eq!((code, said.trim()), (0, "OK"));
@@ -25,10 +36,18 @@ async fn serves(story: &Story, members: i32, version: &str) {
 
 async fn refuses_strangers(story: &Story) {
     let plain = format!("--endpoints=http://main.{}.svc:2379", story.namespace);
-    let (code, said) = story.run_in_pod(&["/usr/local/bin/etcdctl", &plain, "--command-timeout=3s", "get", "hello"]).await;
+    let (code, said) =
+        story.run_in_pod(&["/usr/local/bin/etcdctl", &plain, "--command-timeout=3s", "get", "hello"]).await;
     assert_ne!(code, 0, "plain text was answered: {said}");
     let anonymous = format!("--endpoints=https://main.{}.svc:2379", story.namespace);
-    let arguments = ["/usr/local/bin/etcdctl", &anonymous, "--cacert=/tls/ca.crt", "--command-timeout=3s", "get", "hello"];
+    let arguments = [
+        "/usr/local/bin/etcdctl",
+        &anonymous,
+        "--cacert=/tls/ca.crt",
+        "--command-timeout=3s",
+        "get",
+        "hello",
+    ];
     let (code, said) = story.run_in_pod(&arguments).await;
     assert_ne!(code, 0, "a client without a certificate was answered: {said}");
 }

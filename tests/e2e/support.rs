@@ -55,7 +55,14 @@ fn install() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/install.yaml");
         kubectl(&["apply", "--server-side", "--force-conflicts", "-f", file]);
         kubectl(&["wait", "--for=condition=Established", "crd/etcdclusters.quorate.dev", "--timeout=60s"]);
-        kubectl(&["-n", "quorate-system", "rollout", "status", "deployment/quorate-operator", "--timeout=150s"]);
+        kubectl(&[
+            "-n",
+            "quorate-system",
+            "rollout",
+            "status",
+            "deployment/quorate-operator",
+            "--timeout=150s",
+        ]);
     });
 }
 
@@ -63,7 +70,11 @@ fn install() {
 pub fn kubectl(arguments: &[&str]) -> String {
     let output = Command::new("kubectl").args(arguments).output().expect("kubectl is on the PATH");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "kubectl {arguments:?}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "kubectl {arguments:?}: {said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     said
 }
 
@@ -252,7 +263,10 @@ impl Story {
                 "volumes": [{"name": "tls", "secret": {"secretName": "main-client", "defaultMode": 0o440}}],
             },
         });
-        self.api::<Pod>().create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        self.api::<Pod>()
+            .create(&PostParams::default(), &serde_json::from_value(pod).unwrap())
+            .await
+            .unwrap();
         let ended = async || {
             let status = self.pod(&name).await?.status?;
             let state = status.container_statuses?.first()?.state.clone()?;
@@ -265,8 +279,13 @@ impl Story {
     /// etcdctl in a Pod, through the Service, with the client Secret.
     pub async fn etcdctl(&self, arguments: &[&str]) -> (i32, String) {
         let endpoint = format!("--endpoints=https://main.{}.svc:2379", self.namespace);
-        let mut command =
-            vec!["/usr/local/bin/etcdctl", &endpoint, "--cacert=/tls/ca.crt", "--cert=/tls/tls.crt", "--key=/tls/tls.key"];
+        let mut command = vec![
+            "/usr/local/bin/etcdctl",
+            &endpoint,
+            "--cacert=/tls/ca.crt",
+            "--cert=/tls/tls.crt",
+            "--key=/tls/tls.key",
+        ];
         command.extend(arguments);
         self.run_in_pod(&command).await
     }
@@ -280,7 +299,8 @@ impl Story {
             vec!["-n", "quorate-system", "logs", "-l", "app.kubernetes.io/component=operator", "--tail=40"],
         ] {
             let output = Command::new("kubectl").args(&arguments).output();
-            let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            let said =
+                output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
             eprintln!("$ kubectl {}\n{said}", arguments.join(" "));
         }
     }
@@ -288,7 +308,8 @@ impl Story {
 
 /// Identities of a cluster: its ID and those of its members.
 pub fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(String, Option<String>)>) {
-    let members = status.members.iter().map(|member| (member.name.clone(), member.member_id.clone())).collect();
+    let members =
+        status.members.iter().map(|member| (member.name.clone(), member.member_id.clone())).collect();
     (status.cluster_id.clone(), members)
 }
 

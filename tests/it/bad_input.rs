@@ -42,7 +42,12 @@ fn version_change(old: &Value, version: &str) -> String {
 fn judged(case: &Case) -> Vec<String> {
     let (bad, before) = case.documents.split_last().unwrap();
     if let Some(before) = before.first() {
-        assert_eq!(refusals(before, None), Vec::<String>::new(), "{}: the object before must be good", case.file);
+        assert_eq!(
+            refusals(before, None),
+            Vec::<String>::new(),
+            "{}: the object before must be good",
+            case.file
+        );
     }
     refusals(bad, before.first())
 }
@@ -62,7 +67,8 @@ fn every_bad_file_is_refused_with_its_message_and_no_other() {
 
 #[test]
 fn every_refusal_says_what_to_do() {
-    let verbs = ["Use ", "use ", "Keep ", "Choose ", "Leave out ", "Copy ", "Lower ", "remove it", "delete the "];
+    let verbs =
+        ["Use ", "use ", "Keep ", "Choose ", "Leave out ", "Copy ", "Lower ", "remove it", "delete the "];
     for case in cases() {
         for message in judged(&case) {
             assert!(verbs.iter().any(|verb| message.contains(verb)), "{}: no fix in: {message}", case.file);
@@ -104,7 +110,8 @@ fn floors_are_those_of_the_operator() {
     for minor in [Minor::V3_5, Minor::V3_6, Minor::V3_7] {
         let floor = minor.floor();
         let below = Version { patch: floor.patch - 1, ..floor };
-        let judged = |version: Version| refusals(&cluster(&json!({"version": version.to_string()})), None).join(" ");
+        let judged =
+            |version: Version| refusals(&cluster(&json!({"version": version.to_string()})), None).join(" ");
         assert_eq!(judged(floor), "", "{floor} is the floor");
         assert_eq!(judged(minor.newest()), "");
         assert!(judged(below).contains(&format!("Use {floor} or newer")), "{below}: {}", judged(below));

@@ -34,7 +34,8 @@ fn no_other_file_lies_beside_the_definitions() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
-    let made = all_crds().into_iter().map(|definition| format!("{}.yaml", definition.spec.names.plural)).collect();
+    let made =
+        all_crds().into_iter().map(|definition| format!("{}.yaml", definition.spec.names.plural)).collect();
     assert_eq!(found, made);
 }
 
@@ -65,7 +66,12 @@ fn text<'a>(property: &'a Value, field: &str) -> &'a str {
 
 /// Types of Kubernetes that we embed: their fields are documented by Kubernetes.
 fn is_of_kubernetes(path: &str) -> bool {
-    let embedded = [".spec.resources.", ".spec.placement.tolerations[]", ".spec.image.pullSecrets[]", ".status.conditions[]"];
+    let embedded = [
+        ".spec.resources.",
+        ".spec.placement.tolerations[]",
+        ".spec.image.pullSecrets[]",
+        ".status.conditions[]",
+    ];
     embedded.iter().any(|prefix| path.starts_with(prefix))
 }
 
@@ -95,8 +101,11 @@ fn every_default_and_every_choice_is_told() {
         if is_of_kubernetes(&path) || !path.starts_with(".spec.") {
             continue;
         }
-        let choices = property.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        wrong.extend(choices.filter(|choice| !description.contains(choice)).map(|choice| format!("{path}: {choice}")));
+        let choices =
+            property.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+        wrong.extend(
+            choices.filter(|choice| !description.contains(choice)).map(|choice| format!("{path}: {choice}")),
+        );
         let default = match property.get("default") {
             Some(Value::String(default)) => default.clone(),
             Some(Value::Number(default)) => default.to_string(),
@@ -116,7 +125,9 @@ fn acronyms_are_written_as_kubernetes_writes_them() {
     let wrong: Vec<String> = all_properties()
         .into_iter()
         .map(|(path, _)| path)
-        .filter(|path| ["Url", "Urls", "Id", "Ids", "Tls", "Ca", "Db", "Dns", "Ip"].iter().any(|end| path.ends_with(end)))
+        .filter(|path| {
+            ["Url", "Urls", "Id", "Ids", "Tls", "Ca", "Db", "Dns", "Ip"].iter().any(|end| path.ends_with(end))
+        })
         .collect();
     assert!(wrong.is_empty(), "{wrong:?}");
 }
@@ -126,7 +137,9 @@ fn every_list_says_how_two_writers_share_it() {
     let wrong: Vec<String> = all_properties()
         .into_iter()
         .filter(|(path, property)| {
-            text(property, "type") == "array" && !is_of_kubernetes(path) && property.get("x-kubernetes-list-type").is_none()
+            text(property, "type") == "array"
+                && !is_of_kubernetes(path)
+                && property.get("x-kubernetes-list-type").is_none()
         })
         .map(|(path, _)| path)
         .collect();
@@ -143,7 +156,9 @@ fn everything_that_a_user_writes_is_bounded() {
         .filter(|(_, property)| match text(property, "type") {
             "string" => property.get("maxLength").or(property.get("enum")).is_none(),
             "array" => property.get("maxItems").is_none(),
-            "object" if property.get("additionalProperties").is_some() => property.get("maxProperties").is_none(),
+            "object" if property.get("additionalProperties").is_some() => {
+                property.get("maxProperties").is_none()
+            }
             _ => false,
         })
         .map(|(path, _)| path)

@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-const HEADER: &str =
-    "# generated from crds/ and deploy/operator.yaml by `UPDATE_EXPECT=1 cargo test --test it`, do not edit\n";
+const HEADER: &str = "# generated from crds/ and deploy/operator.yaml by `UPDATE_EXPECT=1 cargo test --test it`, do not edit\n";
 
 #[test]
 fn install_yaml_is_the_crds_and_the_operator() {
@@ -19,6 +18,7 @@ fn install_yaml_is_the_crds_and_the_operator() {
 
 #[test]
 fn the_operator_asks_for_no_right_by_wildcard() {
-    let operator = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/operator.yaml")).unwrap();
+    let operator =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/operator.yaml")).unwrap();
     assert!(!operator.contains('*'), "deploy/operator.yaml contains a wildcard");
 }

@@ -177,6 +177,22 @@ fn an_etcd_that_cannot_run_says_why_in_the_report() {
 }
 
 #[test]
+fn a_command_line_that_etcd_refuses_is_not_tried_again() {
+    on_every_minor(|minor| {
+        for (flag, value, word) in [
+            ("no-such-flag", "1", "flag provided but not defined: -no-such-flag"),
+            ("auto-compaction-mode", "never", "failed to verify flags"),
+        ] {
+            let cluster = Cluster::new(minor, 1);
+            let ended = cluster.members[0].clone().flag(flag, value).run();
+            assert_ne!(ended.code, Some(0), "{ended:#?}");
+            assert!(!ended.log.contains("is tried again"), "{ended:#?}");
+            assert!(ended.report["lines"].to_string().contains(word), "{}", ended.report);
+        }
+    });
+}
+
+#[test]
 fn a_bad_environment_is_named_in_the_report() {
     let cluster = Cluster::new("3.6", 1);
     let ended = cluster.members[0].clone().variable("QUORATE_INCARNATION", "first").run();

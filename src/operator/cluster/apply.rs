@@ -64,7 +64,12 @@ impl ApplyError {
 }
 
 /// Does what the plan says, in its order.
-pub async fn apply(context: &Context, desired: &Desired, observed: &Observed, plan: &Plan) -> Result<Applied, ApplyError> {
+pub async fn apply(
+    context: &Context,
+    desired: &Desired,
+    observed: &Observed,
+    plan: &Plan,
+) -> Result<Applied, ApplyError> {
     let mut applied = Applied::default();
     for ensure in &plan.ensure {
         match ensure {
@@ -75,7 +80,10 @@ pub async fn apply(context: &Context, desired: &Desired, observed: &Observed, pl
                 let type_ = if data.contains_key("tls.crt") { "kubernetes.io/tls" } else { "Opaque" };
                 patch(context, desired, "Secret", &secret(desired, &leaf.secret, type_, &data)).await?;
                 if let Some(LeafState::Renew(why)) = observed.credentials.leafs.get(&leaf.secret) {
-                    applied.notes.push((Reason::CertificateRenewed, format!("the certificates in {} were made anew: {why}", leaf.secret)));
+                    applied.notes.push((
+                        Reason::CertificateRenewed,
+                        format!("the certificates in {} were made anew: {why}", leaf.secret),
+                    ));
                 }
             }
             Ensure::Apply { kind, manifest } => patch(context, desired, kind, manifest).await?,
@@ -116,18 +124,33 @@ fn api(context: &Context, desired: &Desired, kind: &str) -> Api<DynamicObject> {
 }
 
 /// Server-side apply: we say what is ours, and take it back from whoever changed it.
-async fn patch(context: &Context, desired: &Desired, kind: &'static str, manifest: &Value) -> Result<(), ApplyError> {
+async fn patch(
+    context: &Context,
+    desired: &Desired,
+    kind: &'static str,
+    manifest: &Value,
+) -> Result<(), ApplyError> {
     let name = name_of(manifest);
     let parameters = PatchParams::apply(names::MANAGER).force();
     let api = api(context, desired, kind);
-    write(context, "apply", format!("{kind} {name}"), api.patch(&name, &parameters, &Patch::Apply(manifest))).await?;
+    write(context, "apply", format!("{kind} {name}"), api.patch(&name, &parameters, &Patch::Apply(manifest)))
+        .await?;
     Ok(())
 }
 
 /// Creation: an object of that name that exists already is somebody's, and stays as it is.
-async fn create(context: &Context, desired: &Desired, kind: &'static str, manifest: &Value) -> Result<(), ApplyError> {
+async fn create(
+    context: &Context,
+    desired: &Desired,
+    kind: &'static str,
+    manifest: &Value,
+) -> Result<(), ApplyError> {
     let name = name_of(manifest);
-    let bug = |source| ApplyError::Refused { verb: "create", what: format!("{kind} {name}"), source: kube::Error::SerdeError(source) };
+    let bug = |source| ApplyError::Refused {
+        verb: "create",
+        what: format!("{kind} {name}"),
+        source: kube::Error::SerdeError(source),
+    };
     let object: DynamicObject = serde_json::from_value(manifest.clone()).map_err(bug)?;
     let parameters = PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() };
     let api = api(context, desired, kind);
@@ -137,12 +160,20 @@ async fn create(context: &Context, desired: &Desired, kind: &'static str, manife
     }
 }
 
-async fn delete(context: &Context, desired: &Desired, kind: &'static str, premise: &Premise) -> Result<(), ApplyError> {
-    let preconditions =
-        Preconditions { uid: Some(premise.uid.clone()), resource_version: Some(premise.resource_version.clone()) };
+async fn delete(
+    context: &Context,
+    desired: &Desired,
+    kind: &'static str,
+    premise: &Premise,
+) -> Result<(), ApplyError> {
+    let preconditions = Preconditions {
+        uid: Some(premise.uid.clone()),
+        resource_version: Some(premise.resource_version.clone()),
+    };
     let parameters = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     let api = api(context, desired, kind);
-    write(context, "delete", format!("{kind} {}", premise.name), api.delete(&premise.name, &parameters)).await?;
+    write(context, "delete", format!("{kind} {}", premise.name), api.delete(&premise.name, &parameters))
+        .await?;
     Ok(())
 }
 

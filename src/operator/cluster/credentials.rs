@@ -101,7 +101,9 @@ pub fn wanted(desired: &Desired, members: &[String]) -> Vec<Leaf> {
         of(names::operator_certificate(&desired.name), LeafKind::Operator),
         of(names::client_certificate(&desired.name), LeafKind::Client),
     ];
-    leafs.extend(members.iter().map(|member| of(names::member_certificate(member), LeafKind::Member(member.clone()))));
+    leafs.extend(
+        members.iter().map(|member| of(names::member_certificate(member), LeafKind::Member(member.clone()))),
+    );
     leafs
 }
 
@@ -110,7 +112,10 @@ impl Leaf {
     pub fn pairs<'a>(&self, authority: &'a Authority) -> Vec<(&'static str, &'static str, &'a KeyPairPem)> {
         match self.kind {
             LeafKind::Member(_) => {
-                vec![("server.crt", "server.key", &authority.client), ("peer.crt", "peer.key", &authority.peer)]
+                vec![
+                    ("server.crt", "server.key", &authority.client),
+                    ("peer.crt", "peer.key", &authority.peer),
+                ]
             }
             LeafKind::Operator | LeafKind::Client => vec![("tls.crt", "tls.key", &authority.client)],
         }
@@ -176,19 +181,22 @@ pub fn operator_identity(secret: Option<&Secret>) -> Option<ClientIdentity> {
 }
 
 fn field(secret: &Secret, name: &str) -> Result<String, String> {
-    let bytes = secret.data.as_ref().and_then(|data| data.get(name)).ok_or_else(|| format!("{name} is missing"))?;
+    let bytes =
+        secret.data.as_ref().and_then(|data| data.get(name)).ok_or_else(|| format!("{name} is missing"))?;
     String::from_utf8(bytes.0.clone()).map_err(|_| format!("{name} is no text"))
 }
 
 /// The end of the certificate's life, if it is a certificate and the key is its key.
 fn check_pair(pair: &KeyPairPem, name: &str) -> Result<Timestamp, String> {
-    let key = rcgen::KeyPair::from_pem(&pair.key).map_err(|_| format!("the key of {name} is not a private key"))?;
+    let key =
+        rcgen::KeyPair::from_pem(&pair.key).map_err(|_| format!("the key of {name} is not a private key"))?;
     with_certificate(&pair.certificate, |certificate| {
         let public: &[u8] = &certificate.public_key().subject_public_key.data;
         if public != rcgen::PublicKeyData::der_bytes(&key) {
             return Err("does not belong to its key".to_owned());
         }
-        Timestamp::from_second(certificate.validity().not_after.timestamp()).map_err(|error| error.to_string())
+        Timestamp::from_second(certificate.validity().not_after.timestamp())
+            .map_err(|error| error.to_string())
     })
     .map_err(|why| format!("{name} {why}"))
 }
@@ -203,8 +211,12 @@ fn check_signature(certificate: &str, signer: &str) -> Result<(), String> {
     })
 }
 
-fn with_certificate<T>(pem: &str, read: impl FnOnce(&X509Certificate) -> Result<T, String>) -> Result<T, String> {
+fn with_certificate<T>(
+    pem: &str,
+    read: impl FnOnce(&X509Certificate) -> Result<T, String>,
+) -> Result<T, String> {
     let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| "is not PEM".to_owned())?;
-    let (_, certificate) = X509Certificate::from_der(&pem.contents).map_err(|_| "is not a certificate".to_owned())?;
+    let (_, certificate) =
+        X509Certificate::from_der(&pem.contents).map_err(|_| "is not a certificate".to_owned())?;
     read(&certificate)
 }

@@ -58,9 +58,11 @@ impl Desired {
     /// Parses `object`. A version that was resolved before stays as it is while `spec.version` does.
     pub fn of(object: &EtcdCluster, guard_image: &str) -> Result<Self, InvalidSpec> {
         let spec = object.spec.clone();
-        let invalid = |field, error: &dyn std::error::Error| InvalidSpec { field, message: error.to_string() };
+        let invalid =
+            |field, error: &dyn std::error::Error| InvalidSpec { field, message: error.to_string() };
         let version = resolved_version(object).map_err(|error| invalid("version", &error))?;
-        let quota_bytes = parse_bytes(&spec.quota_backend).map_err(|error| invalid("quotaBackend", &error))?;
+        let quota_bytes =
+            parse_bytes(&spec.quota_backend).map_err(|error| invalid("quotaBackend", &error))?;
         let progress_deadline =
             parse_duration(&spec.progress_deadline).map_err(|error| invalid("progressDeadline", &error))?;
         let replicas = match spec.replicas {

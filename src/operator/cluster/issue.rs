@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 
 use super::credentials::{Authority, KeyPairPem, Leaf, LeafKind};
@@ -143,7 +143,6 @@ fn parameters(name: &str, life: SignedDuration, now: Timestamp) -> Result<Certif
 
 /// rcgen counts in the `time` crate's type; its epoch arithmetic is enough for us.
 fn time_of(at: Timestamp) -> Result<time::OffsetDateTime, IssueError> {
-    Ok(time::OffsetDateTime::UNIX_EPOCH + std::time::Duration::from_secs(
-        u64::try_from(at.as_second()).unwrap_or_default(),
-    ))
+    Ok(time::OffsetDateTime::UNIX_EPOCH
+        + std::time::Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default()))
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
-use k8s_openapi::NamespaceResourceScope;
 use kube::api::ListParams;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
@@ -73,21 +73,34 @@ async fn pods(context: &Context, desired: &Desired) -> Result<BTreeMap<String, M
     let selector = ListParams::default().labels(&format!("{}={}", names::CLUSTER, desired.name));
     let list = read("Pods", api.list(&selector)).await?;
     let now = context.now();
-    Ok(list.items.iter().filter(|pod| is_member_name(desired, *pod)).map(|pod| (pod.name_any(), MemberPod::of(pod, now))).collect())
+    Ok(list
+        .items
+        .iter()
+        .filter(|pod| is_member_name(desired, *pod))
+        .map(|pod| (pod.name_any(), MemberPod::of(pod, now)))
+        .collect())
 }
 
 /// Volumes are found by name, not by label: one without our labels in a member's place must be seen too.
 async fn volumes(context: &Context, desired: &Desired) -> Result<BTreeMap<String, Volume>, ObserveError> {
     let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &desired.namespace);
     let list = read("PersistentVolumeClaims", api.list(&ListParams::default())).await?;
-    Ok(list.items.iter().filter(|claim| is_member_name(desired, *claim)).map(|claim| (claim.name_any(), Volume::of(claim))).collect())
+    Ok(list
+        .items
+        .iter()
+        .filter(|claim| is_member_name(desired, *claim))
+        .map(|claim| (claim.name_any(), Volume::of(claim)))
+        .collect())
 }
 
 fn is_member_name<K: ResourceExt>(desired: &Desired, object: &K) -> bool {
     names::serial(&desired.name, &object.name_any()).is_some()
 }
 
-async fn children(context: &Context, desired: &Desired) -> Result<BTreeMap<(&'static str, String), Value>, ObserveError> {
+async fn children(
+    context: &Context,
+    desired: &Desired,
+) -> Result<BTreeMap<(&'static str, String), Value>, ObserveError> {
     let found = tokio::try_join!(
         child::<Service>(context, desired, "Service", desired.name.clone()),
         child::<Service>(context, desired, "Service", names::peers(&desired.name)),
@@ -101,9 +114,18 @@ async fn children(context: &Context, desired: &Desired) -> Result<BTreeMap<(&'st
 type Child = ((&'static str, String), Value);
 
 /// One child as JSON. A list item carries no kind, so it is put back in for the comparison.
-async fn child<K>(context: &Context, desired: &Desired, kind: &'static str, name: String) -> Result<Option<Child>, ObserveError>
+async fn child<K>(
+    context: &Context,
+    desired: &Desired,
+    kind: &'static str,
+    name: String,
+) -> Result<Option<Child>, ObserveError>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + DeserializeOwned
+        + Serialize,
 {
     let api: Api<K> = Api::namespaced(context.client.clone(), &desired.namespace);
     let found = read(&format!("{kind} {name}"), api.get_opt(&name)).await?;
@@ -111,14 +133,19 @@ where
     Ok(json.map(|json| ((kind, name), json)))
 }
 
-async fn certificates(context: &Context, desired: &Desired, record: &Record) -> Result<Credentials, ObserveError> {
+async fn certificates(
+    context: &Context,
+    desired: &Desired,
+    record: &Record,
+) -> Result<Credentials, ObserveError> {
     if !desired.tls() {
         return Ok(Credentials::default());
     }
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &desired.namespace);
     let authority = names::authority(&desired.name);
     let wanted = credentials::wanted(desired, &record.member_names(&desired.name));
-    let names: Vec<&String> = std::iter::once(&authority).chain(wanted.iter().map(|leaf| &leaf.secret)).collect();
+    let names: Vec<&String> =
+        std::iter::once(&authority).chain(wanted.iter().map(|leaf| &leaf.secret)).collect();
     let requests = names.iter().map(async |name| read(&format!("Secret {name}"), api.get_opt(name)).await);
     let mut secrets = futures::future::try_join_all(requests).await?.into_iter();
     let authority = credentials::authority(secrets.next().flatten().as_ref());
@@ -140,8 +167,12 @@ async fn certificates(context: &Context, desired: &Desired, record: &Record) -> 
 }
 
 /// Asked only while a volume is unbound, so that a quiet cluster needs no right to read storage classes.
-async fn missing_storage_class(context: &Context, volumes: &BTreeMap<String, Volume>) -> Result<Option<String>, ObserveError> {
-    let unbound = volumes.values().filter(|volume| !volume.bound).find_map(|volume| volume.storage_class.clone());
+async fn missing_storage_class(
+    context: &Context,
+    volumes: &BTreeMap<String, Volume>,
+) -> Result<Option<String>, ObserveError> {
+    let unbound =
+        volumes.values().filter(|volume| !volume.bound).find_map(|volume| volume.storage_class.clone());
     let Some(class) = unbound.filter(|class| !class.is_empty()) else { return Ok(None) };
     let api: Api<StorageClass> = Api::all(context.client.clone());
     let found = read(&format!("StorageClass {class}"), api.get_opt(&class)).await?;
@@ -151,7 +182,8 @@ async fn missing_storage_class(context: &Context, volumes: &BTreeMap<String, Vol
 fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {
     let address = |name: &String, pod: &MemberPod| {
         let ip = pod.ip.clone().filter(|_| pod.running)?;
-        let dial = if ip.contains(':') { format!("[{ip}]:{CLIENT_PORT}") } else { format!("{ip}:{CLIENT_PORT}") };
+        let dial =
+            if ip.contains(':') { format!("[{ip}]:{CLIENT_PORT}") } else { format!("{ip}:{CLIENT_PORT}") };
         Some((name.clone(), Address { dial, name: desired.address(name) }))
     };
     pods.iter()
@@ -176,7 +208,9 @@ fn raise_marks(
         }
         let words = pods.get(name).and_then(|pod| pod.last_exit.as_ref());
         // A refusal tells of a volume that is not trusted.
-        if let Some((term, index)) = words.filter(|words| words.cause.is_none()).and_then(|words| words.term.zip(words.index)) {
+        if let Some((term, index)) =
+            words.filter(|words| words.cause.is_none()).and_then(|words| words.term.zip(words.index))
+        {
             highest = context.raise_mark(&desired.uid, name, (term, index));
         }
         if highest != (0, 0) {

@@ -173,7 +173,9 @@ impl Volume {
             deleting: claim.metadata.deletion_timestamp.is_some(),
             storage_class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
             identity,
-            incarnation: annotation(names::INCARNATION).and_then(|text| text.parse().ok()).unwrap_or_default(),
+            incarnation: annotation(names::INCARNATION)
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_default(),
         }
     }
 }
@@ -189,12 +191,18 @@ impl MemberPod {
         };
         let unschedulable = condition("PodScheduled")
             .filter(|condition| condition.status == "False")
-            .filter(|condition| condition.last_transition_time.as_ref().is_some_and(|since| since.0 + SCHEDULING < now))
+            .filter(|condition| {
+                condition.last_transition_time.as_ref().is_some_and(|since| since.0 + SCHEDULING < now)
+            })
             .map(|condition| condition.message.unwrap_or_default());
         Self {
             uid: pod.uid().unwrap_or_default(),
             resource_version: pod.resource_version().unwrap_or_default(),
-            owner_uid: pod.owner_references().iter().find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone()),
+            owner_uid: pod
+                .owner_references()
+                .iter()
+                .find(|owner| owner.controller == Some(true))
+                .map(|owner| owner.uid.clone()),
             phase: status.phase.clone().unwrap_or_default(),
             ip: status.pod_ip.clone(),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
@@ -203,9 +211,12 @@ impl MemberPod {
             template: pod.annotations().get(names::TEMPLATE).cloned(),
             voter_label: pod.labels().get(names::ROLE).is_some_and(|role| role == names::VOTER),
             running: etcd.is_some_and(is_running),
-            ran: etcd.is_some_and(|container| is_running(container) || container.restart_count > 0 || last_message(container).is_some()),
+            ran: etcd.is_some_and(|container| {
+                is_running(container) || container.restart_count > 0 || last_message(container).is_some()
+            }),
             unschedulable,
-            waiting: waiting(&status.init_container_statuses.clone().unwrap_or_default()).or_else(|| waiting(&containers)),
+            waiting: waiting(&status.init_container_statuses.clone().unwrap_or_default())
+                .or_else(|| waiting(&containers)),
             last_exit: etcd.and_then(last_message).map(|message| GuardReport::parse(&message)),
         }
     }
@@ -277,6 +288,8 @@ impl Observed {
             let known = self.record.members.iter().find(|(_, member)| *member == id);
             known.map_or_else(|| id.to_string(), |(name, _)| name.clone())
         };
-        quorum.map(|quorum| quorum.alarms.iter().map(|(id, alarm)| (name(id), *alarm)).collect()).unwrap_or_default()
+        quorum
+            .map(|quorum| quorum.alarms.iter().map(|(id, alarm)| (name(id), *alarm)).collect())
+            .unwrap_or_default()
     }
 }

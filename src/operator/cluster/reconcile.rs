@@ -92,7 +92,11 @@ pub async fn reconcile(object: Arc<EtcdCluster>, context: Arc<Context>) -> Resul
     Ok(Action::requeue(BUSY))
 }
 
-async fn pass(context: &Context, api: &Api<EtcdCluster>, object: &EtcdCluster) -> Result<Pass, ReconcileError> {
+async fn pass(
+    context: &Context,
+    api: &Api<EtcdCluster>,
+    object: &EtcdCluster,
+) -> Result<Pass, ReconcileError> {
     let before = object.status.clone().unwrap_or_default();
     let desired = match Desired::of(object, &context.guard_image) {
         Ok(desired) => desired,
@@ -112,7 +116,9 @@ async fn pass(context: &Context, api: &Api<EtcdCluster>, object: &EtcdCluster) -
     }
     let mut findings = plan.findings.clone();
     let applied = apply(context, &desired, &observed, &plan).await;
-    if let Err(error @ ApplyError::Refused { .. }) = &applied && !error.is_conflict() {
+    if let Err(error @ ApplyError::Refused { .. }) = &applied
+        && !error.is_conflict()
+    {
         findings.insert(0, Finding::refused(&chain(error)));
     }
     let after = status::status(&before, &desired, &observed, &findings, context.now());
@@ -124,7 +130,11 @@ async fn pass(context: &Context, api: &Api<EtcdCluster>, object: &EtcdCluster) -
     if applied.changed {
         return Ok(Pass::Again);
     }
-    Ok(Pass::Done(if desired.deleting { Action::await_change() } else { Action::requeue(if quiet { QUIET } else { BUSY }) }))
+    Ok(Pass::Done(if desired.deleting {
+        Action::await_change()
+    } else {
+        Action::requeue(if quiet { QUIET } else { BUSY })
+    }))
 }
 
 /// Writes the status if it says something new; the resourceVersion that was read is the premise, so a second
@@ -157,31 +167,45 @@ async fn write_status(
 type Notes = Vec<(Reason, String)>;
 
 fn plan_notes(before: &EtcdClusterStatus, plan: &Plan) -> Notes {
-    let mut notes: Notes = plan.findings.iter().map(|finding| (finding.reason, finding.message.clone())).collect();
+    let mut notes: Notes =
+        plan.findings.iter().map(|finding| (finding.reason, finding.message.clone())).collect();
     let Some(record) = &plan.record else { return notes };
     if let Some(id) = record.cluster_id.filter(|_| before.cluster_id.is_none()) {
         let members: Vec<&str> = record.members.keys().map(String::as_str).collect();
         let reason = if before.bootstrap.is_none() { Reason::VolumesAdopted } else { Reason::Bootstrapped };
-        notes.push((reason, format!("etcd cluster {id} with the members {} is on record", members.join(", "))));
+        notes.push((
+            reason,
+            format!("etcd cluster {id} with the members {} is on record", members.join(", ")),
+        ));
     }
     notes
 }
 
 /// Events for what changed between two statuses.
 fn transitions(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Notes {
-    let of = |status: &EtcdClusterStatus, type_: &str| {
-        status.conditions.iter().find(|condition| condition.type_ == type_).map(|condition| (condition.status.clone(), condition.reason.clone(), condition.message.clone()))
-    };
+    let of =
+        |status: &EtcdClusterStatus, type_: &str| {
+            status.conditions.iter().find(|condition| condition.type_ == type_).map(|condition| {
+                (condition.status.clone(), condition.reason.clone(), condition.message.clone())
+            })
+        };
     let mut notes = Notes::new();
     for type_ in [READY, STALLED] {
         let (was, is) = (of(before, type_), of(after, type_));
-        let word = |state: &Option<(String, String, String)>| state.as_ref().map(|(status, reason, _)| (status.clone(), reason.clone()));
+        let word = |state: &Option<(String, String, String)>| {
+            state.as_ref().map(|(status, reason, _)| (status.clone(), reason.clone()))
+        };
         if let (Some((_, reason, message)), true) = (&is, word(&was) != word(&is)) {
             notes.extend(Reason::parse(reason).map(|reason| (reason, message.clone())));
         }
     }
-    if let (Some(was), Some(is)) = (&before.leader, &after.leader) && was != is {
-        notes.push((Reason::LeaderChanged, format!("leader {was} -> {is} (term {})", after.raft_term.unwrap_or_default())));
+    if let (Some(was), Some(is)) = (&before.leader, &after.leader)
+        && was != is
+    {
+        notes.push((
+            Reason::LeaderChanged,
+            format!("leader {was} -> {is} (term {})", after.raft_term.unwrap_or_default()),
+        ));
     }
     notes
 }
@@ -212,7 +236,8 @@ fn labels(object: &EtcdCluster) -> ClusterLabels {
 fn measure(context: &Context, object: &EtcdCluster, status: &EtcdClusterStatus) {
     let metrics = &context.metrics;
     let cluster = labels(object);
-    let ready = status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
+    let ready =
+        status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
     metrics.ready.get_or_create(&cluster).set(i64::from(ready));
     for (state, count) in [("healthy", status.ready_replicas), ("known", status.replicas)] {
         let member = MemberLabels { namespace: cluster.namespace.clone(), name: cluster.name.clone(), state };
@@ -220,14 +245,20 @@ fn measure(context: &Context, object: &EtcdCluster, status: &EtcdClusterStatus) 
     }
     let count = |number: i32| usize::try_from(number).unwrap_or_default();
     let margin = crate::etcd::quorum::margin(count(status.replicas), count(status.ready_replicas));
-    metrics.margin.get_or_create(&cluster).set(margin.and_then(|margin| i64::try_from(margin).ok()).unwrap_or(-1));
+    metrics
+        .margin
+        .get_or_create(&cluster)
+        .set(margin.and_then(|margin| i64::try_from(margin).ok()).unwrap_or(-1));
     forget_conditions(context, object.status.as_ref(), &cluster);
     for condition in &status.conditions {
         metrics.conditions.get_or_create(&condition_labels(&cluster, condition)).set(1);
     }
 }
 
-fn condition_labels(cluster: &ClusterLabels, condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition) -> ConditionLabels {
+fn condition_labels(
+    cluster: &ClusterLabels,
+    condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition,
+) -> ConditionLabels {
     ConditionLabels {
         namespace: cluster.namespace.clone(),
         name: cluster.name.clone(),
@@ -248,7 +279,11 @@ fn forget(context: &Context, object: &EtcdCluster) {
     let cluster = labels(object);
     forget_conditions(context, object.status.as_ref(), &cluster);
     for state in ["healthy", "known"] {
-        context.metrics.members.remove(&MemberLabels { namespace: cluster.namespace.clone(), name: cluster.name.clone(), state });
+        context.metrics.members.remove(&MemberLabels {
+            namespace: cluster.namespace.clone(),
+            name: cluster.name.clone(),
+            state,
+        });
     }
     context.metrics.ready.remove(&cluster);
     context.metrics.margin.remove(&cluster);

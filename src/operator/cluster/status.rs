@@ -9,8 +9,8 @@ use super::observed::{Observed, Record};
 use super::plan::Finding;
 use crate::api::cluster::{EtcdCluster, EtcdClusterStatus, MemberStatus, VersionStatus};
 use crate::api::condition::{
-    self, ALL_MEMBERS_HEALTHY, CERTIFICATES_VALID, FOREIGN_VOLUMES, PAUSED, QUORUM_SAFE, READY, RECONCILING, STALLED,
-    Statement, UP_TO_DATE,
+    self, ALL_MEMBERS_HEALTHY, CERTIFICATES_VALID, FOREIGN_VOLUMES, PAUSED, QUORUM_SAFE, READY, RECONCILING,
+    STALLED, Statement, UP_TO_DATE,
 };
 use crate::api::quantity::format_bytes;
 use crate::api::reason::Reason;
@@ -34,7 +34,11 @@ pub fn status(
     status.raft_term = leader.and_then(|member| member.raft_term);
     status.revision = picture.answers().map(|answer| answer.revision).max().or(before.revision);
     status.db = db(desired, &members).or_else(|| before.db.clone());
-    status.alarms = observed.alarms().into_iter().map(|(member, alarm)| format!("{} {member}", alarm_word(alarm))).collect();
+    status.alarms = observed
+        .alarms()
+        .into_iter()
+        .map(|(member, alarm)| format!("{} {member}", alarm_word(alarm)))
+        .collect();
     status.ready_replicas = i32::try_from(picture.healthy.len()).unwrap_or_default();
     status.replicas = i32::try_from(picture.names.len()).unwrap_or_default();
     status.ready = Some(format!("{}/{}", picture.healthy.len(), picture.names.len().max(desired.replicas)));
@@ -52,15 +56,21 @@ pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) 
     status.bootstrap.clone_from(&record.bootstrap);
     status.cluster_id = record.cluster_id.map(|id| id.to_string());
     status.selector = Some(format!("{}={}", names::CLUSTER, desired.name));
-    status.version =
-        Some(VersionStatus { requested: desired.spec.version.clone(), resolved: desired.version.to_string() });
+    status.version = Some(VersionStatus {
+        requested: desired.spec.version.clone(),
+        resolved: desired.version.to_string(),
+    });
     if !record.members.is_empty() {
         status.members = record
             .members
             .iter()
             .map(|(name, id)| {
                 let known = before.members.iter().find(|member| member.name == *name).cloned();
-                MemberStatus { name: name.clone(), member_id: Some(id.to_string()), ..known.unwrap_or_default() }
+                MemberStatus {
+                    name: name.clone(),
+                    member_id: Some(id.to_string()),
+                    ..known.unwrap_or_default()
+                }
             })
             .collect();
     }
@@ -68,7 +78,12 @@ pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) 
 }
 
 /// The status of a cluster whose spec cannot be used: nothing of what is on record is lost.
-pub fn invalid(before: &EtcdClusterStatus, object: &EtcdCluster, error: &InvalidSpec, now: Timestamp) -> EtcdClusterStatus {
+pub fn invalid(
+    before: &EtcdClusterStatus,
+    object: &EtcdCluster,
+    error: &InvalidSpec,
+    now: Timestamp,
+) -> EtcdClusterStatus {
     let generation = object.metadata.generation.unwrap_or_default();
     let message = format!("{error}. The running members stay as they are.");
     let mut statements: Vec<Statement> = vec![say(STALLED, true, Reason::InvalidSpec, message.clone())];
@@ -91,9 +106,11 @@ pub fn differs(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> bool {
         }
         status
     };
-    still(before) != still(after) || moved(before.revision, after.revision) || before.members.iter().zip(&after.members).any(
-        |(before, after)| moved(before.raft_index, after.raft_index) || moved(before.db_size, after.db_size),
-    )
+    still(before) != still(after)
+        || moved(before.revision, after.revision)
+        || before.members.iter().zip(&after.members).any(|(before, after)| {
+            moved(before.raft_index, after.raft_index) || moved(before.db_size, after.db_size)
+        })
 }
 
 fn moved(before: Option<i64>, after: Option<i64>) -> bool {
@@ -124,8 +141,10 @@ impl<'a> Picture<'a> {
             observed.record.members.get(name) == Some(&answer.member_id)
                 && observed.record.cluster_id == Some(answer.cluster_id)
         };
-        let answered = observed.survey.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().ok()?)));
-        let answered: Vec<(&String, &Answer)> = answered.filter(|(name, answer)| known(name, answer)).collect();
+        let answered =
+            observed.survey.iter().filter_map(|(name, answer)| Some((name, answer.as_ref().ok()?)));
+        let answered: Vec<(&String, &Answer)> =
+            answered.filter(|(name, answer)| known(name, answer)).collect();
         let pods = || names.iter().filter_map(|name| observed.pods.get(name));
         Self {
             healthy: answered
@@ -155,8 +174,12 @@ impl<'a> Picture<'a> {
 
     /// A word for each member that is not healthy.
     fn trouble(&self) -> String {
-        let silent = self.names.iter().filter(|name| !self.healthy.iter().any(|(healthy, _)| healthy == name));
-        let words = silent.map(|name| self.finding(name).map_or_else(|| format!("{name} does not answer."), |finding| finding.message.clone()));
+        let silent =
+            self.names.iter().filter(|name| !self.healthy.iter().any(|(healthy, _)| healthy == name));
+        let words = silent.map(|name| {
+            self.finding(name)
+                .map_or_else(|| format!("{name} does not answer."), |finding| finding.message.clone())
+        });
         words.collect::<Vec<_>>().join(" ")
     }
 }
@@ -165,7 +188,13 @@ fn say(type_: &'static str, status: bool, reason: Reason, message: String) -> St
     Statement { type_, status, reason, message }
 }
 
-fn statements(before: &EtcdClusterStatus, desired: &Desired, observed: &Observed, picture: &Picture, now: Timestamp) -> Vec<Statement> {
+fn statements(
+    before: &EtcdClusterStatus,
+    desired: &Desired,
+    observed: &Observed,
+    picture: &Picture,
+    now: Timestamp,
+) -> Vec<Statement> {
     let ready = ready(desired, observed, picture);
     let members = all_members(desired, picture);
     let mut statements = vec![ready.clone(), members.clone(), up_to_date(desired, observed, picture)];
@@ -178,27 +207,53 @@ fn statements(before: &EtcdClusterStatus, desired: &Desired, observed: &Observed
 
 fn ready(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement {
     if desired.deleting {
-        return say(READY, false, Reason::Deleting, "The EtcdCluster is being deleted. Its volumes stay unless spec.storage.onDelete is Delete.".to_owned());
+        return say(
+            READY,
+            false,
+            Reason::Deleting,
+            "The EtcdCluster is being deleted. Its volumes stay unless spec.storage.onDelete is Delete."
+                .to_owned(),
+        );
     }
-    let worst = || picture.stalled().or_else(|| picture.findings.iter().find(|finding| finding.member.is_some()));
+    let worst =
+        || picture.stalled().or_else(|| picture.findings.iter().find(|finding| finding.member.is_some()));
     if observed.record.cluster_id.is_none() {
         return match worst() {
             Some(finding) => say(READY, false, finding.reason, finding.message.clone()),
-            None => say(READY, false, Reason::Bootstrapping, format!("The first start of {} members is under way.", picture.names.len().max(1))),
+            None => say(
+                READY,
+                false,
+                Reason::Bootstrapping,
+                format!("The first start of {} members is under way.", picture.names.len().max(1)),
+            ),
         };
     }
     let (healthy, voters) = (picture.healthy.len(), picture.names.len());
     if healthy == 0 {
         return no_service(picture);
     }
-    if let Some(alarm) = picture.findings.iter().find(|finding| matches!(finding.reason, Reason::NoSpaceAlarm | Reason::CorruptAlarm)) {
+    if let Some(alarm) = picture
+        .findings
+        .iter()
+        .find(|finding| matches!(finding.reason, Reason::NoSpaceAlarm | Reason::CorruptAlarm))
+    {
         return say(READY, false, alarm.reason, alarm.message.clone());
     }
     if !picture.served {
-        return say(READY, false, Reason::Recovering, format!("{healthy} of {voters} members are healthy; no Pod of theirs is ready yet."));
+        return say(
+            READY,
+            false,
+            Reason::Recovering,
+            format!("{healthy} of {voters} members are healthy; no Pod of theirs is ready yet."),
+        );
     }
     let rest = if healthy == voters { String::new() } else { format!(" {}", picture.trouble()) };
-    say(READY, true, Reason::Healthy, format!("{healthy} of {voters} members are healthy; quorum is {}.{rest}", quorum(voters)))
+    say(
+        READY,
+        true,
+        Reason::Healthy,
+        format!("{healthy} of {voters} members are healthy; quorum is {}.{rest}", quorum(voters)),
+    )
 }
 
 /// Nobody could read with quorum.
@@ -209,12 +264,35 @@ fn no_service(picture: &Picture) -> Statement {
         return say(READY, false, lost.reason, lost.message.clone());
     }
     if answering >= needed {
-        return say(READY, false, Reason::NoLeader, format!("{answering} of {voters} members answer, but none of them sees a leader that serves. An election is under way; the operator changes nothing."));
+        return say(
+            READY,
+            false,
+            Reason::NoLeader,
+            format!(
+                "{answering} of {voters} members answer, but none of them sees a leader that serves. An election is under way; the operator changes nothing."
+            ),
+        );
     }
     if picture.ready_pods >= needed {
-        return say(READY, false, Reason::Unreachable, format!("{} Pods are ready, but the operator reaches no member. Nothing is changed. Look at NetworkPolicies between the operator and port 2379.", picture.ready_pods));
+        return say(
+            READY,
+            false,
+            Reason::Unreachable,
+            format!(
+                "{} Pods are ready, but the operator reaches no member. Nothing is changed. Look at NetworkPolicies between the operator and port 2379.",
+                picture.ready_pods
+            ),
+        );
     }
-    say(READY, false, Reason::QuorumLost, format!("{answering} of {voters} members answer; quorum is {needed}. Missing Pods are made again on their volumes; nothing is deleted, added or started empty. {}", picture.trouble()))
+    say(
+        READY,
+        false,
+        Reason::QuorumLost,
+        format!(
+            "{answering} of {voters} members answer; quorum is {needed}. Missing Pods are made again on their volumes; nothing is deleted, added or started empty. {}",
+            picture.trouble()
+        ),
+    )
 }
 
 fn all_members(desired: &Desired, picture: &Picture) -> Statement {
@@ -224,11 +302,19 @@ fn all_members(desired: &Desired, picture: &Picture) -> Statement {
     }
     let worst = picture.findings.iter().find(|finding| finding.member.is_some());
     let reason = worst.map_or(Reason::MemberDown, |finding| finding.reason);
-    say(ALL_MEMBERS_HEALTHY, false, reason, format!("{healthy} of {wanted} members are healthy. {}", picture.trouble()))
+    say(
+        ALL_MEMBERS_HEALTHY,
+        false,
+        reason,
+        format!("{healthy} of {wanted} members are healthy. {}", picture.trouble()),
+    )
 }
 
 fn up_to_date(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement {
-    let pending = picture.findings.iter().find(|finding| matches!(finding.reason, Reason::ScalingUnsupported | Reason::RollOutPending));
+    let pending = picture
+        .findings
+        .iter()
+        .find(|finding| matches!(finding.reason, Reason::ScalingUnsupported | Reason::RollOutPending));
     if let Some(finding) = pending {
         return say(UP_TO_DATE, false, finding.reason, finding.message.clone());
     }
@@ -237,17 +323,39 @@ fn up_to_date(desired: &Desired, observed: &Observed, picture: &Picture) -> Stat
     if updated >= picture.names.len() && !picture.names.is_empty() {
         say(UP_TO_DATE, true, Reason::Healthy, "All members run the observed spec.".to_owned())
     } else {
-        say(UP_TO_DATE, false, Reason::Bootstrapping, format!("{updated} of {} Pods exist.", picture.names.len()))
+        say(
+            UP_TO_DATE,
+            false,
+            Reason::Bootstrapping,
+            format!("{updated} of {} Pods exist.", picture.names.len()),
+        )
     }
 }
 
 fn quorum_safe(picture: &Picture) -> Statement {
     let (healthy, voters) = (picture.healthy.len(), picture.names.len());
     match margin(voters, healthy) {
-        Some(margin) if margin > 0 => say(QUORUM_SAFE, true, Reason::Healthy, format!("{margin} more of {voters} members may fail.")),
-        Some(_) if voters == 1 => say(QUORUM_SAFE, false, Reason::OneFailureFromOutage, "A cluster of one member stops with it. Take backups, or use three members.".to_owned()),
-        Some(_) => say(QUORUM_SAFE, false, Reason::OneFailureFromOutage, format!("{healthy} of {voters} members are healthy; one more failure stops writes.")),
-        None => say(QUORUM_SAFE, false, Reason::QuorumLost, format!("{healthy} of {voters} members are healthy; quorum is {}.", quorum(voters))),
+        Some(margin) if margin > 0 => {
+            say(QUORUM_SAFE, true, Reason::Healthy, format!("{margin} more of {voters} members may fail."))
+        }
+        Some(_) if voters == 1 => say(
+            QUORUM_SAFE,
+            false,
+            Reason::OneFailureFromOutage,
+            "A cluster of one member stops with it. Take backups, or use three members.".to_owned(),
+        ),
+        Some(_) => say(
+            QUORUM_SAFE,
+            false,
+            Reason::OneFailureFromOutage,
+            format!("{healthy} of {voters} members are healthy; one more failure stops writes."),
+        ),
+        None => say(
+            QUORUM_SAFE,
+            false,
+            Reason::QuorumLost,
+            format!("{healthy} of {voters} members are healthy; quorum is {}.", quorum(voters)),
+        ),
     }
 }
 
@@ -261,9 +369,21 @@ fn certificates(desired: &Desired, observed: &Observed, picture: &Picture) -> Op
     let good = observed.credentials.leafs.values().filter(|leaf| matches!(leaf, LeafState::Good(_))).count();
     let wanted = picture.names.len() + 2;
     Some(if good >= wanted {
-        say(CERTIFICATES_VALID, true, Reason::Healthy, format!("All {good} certificates are valid for more than 30 days."))
+        say(
+            CERTIFICATES_VALID,
+            true,
+            Reason::Healthy,
+            format!("All {good} certificates are valid for more than 30 days."),
+        )
     } else {
-        say(CERTIFICATES_VALID, false, Reason::CertificateExpiring, format!("{good} of {wanted} certificates are valid for more than 30 days; the others are being made."))
+        say(
+            CERTIFICATES_VALID,
+            false,
+            Reason::CertificateExpiring,
+            format!(
+                "{good} of {wanted} certificates are valid for more than 30 days; the others are being made."
+            ),
+        )
     })
 }
 
@@ -272,7 +392,9 @@ fn foreign_volumes(desired: &Desired, observed: &Observed) -> Option<Statement> 
         .volumes
         .iter()
         .filter(|(_, volume)| volume.cluster_uid.as_deref() != Some(desired.uid.as_str()))
-        .map(|(name, volume)| format!("{name} (of {})", volume.cluster_uid.as_deref().unwrap_or("unknown origin")))
+        .map(|(name, volume)| {
+            format!("{name} (of {})", volume.cluster_uid.as_deref().unwrap_or("unknown origin"))
+        })
         .collect();
     (!foreign.is_empty()).then(|| {
         say(FOREIGN_VOLUMES, true, Reason::ForeignVolume, format!("Volumes of an earlier EtcdCluster {} exist: {}. They are left alone. Delete them, or delete this EtcdCluster and make it anew with the annotation quorate.dev/adopt: <their UID> to go on with their data.", desired.name, foreign.join(", ")))
@@ -280,9 +402,21 @@ fn foreign_volumes(desired: &Desired, observed: &Observed) -> Option<Statement> 
 }
 
 /// At most one of Paused, Stalled and Reconciling, and only while it is true (kstatus).
-fn progress(before: &EtcdClusterStatus, desired: &Desired, picture: &Picture, ready: &Statement, members: &Statement, now: Timestamp) -> Option<Statement> {
+fn progress(
+    before: &EtcdClusterStatus,
+    desired: &Desired,
+    picture: &Picture,
+    ready: &Statement,
+    members: &Statement,
+    now: Timestamp,
+) -> Option<Statement> {
     if desired.spec.paused {
-        return Some(say(PAUSED, true, Reason::PausedByUser, "spec.paused is true: nothing of this cluster is changed. Set it to false to go on.".to_owned()));
+        return Some(say(
+            PAUSED,
+            true,
+            Reason::PausedByUser,
+            "spec.paused is true: nothing of this cluster is changed. Set it to false to go on.".to_owned(),
+        ));
     }
     if let Some(finding) = picture.stalled() {
         return Some(say(STALLED, true, finding.reason, finding.message.clone()));
@@ -290,12 +424,24 @@ fn progress(before: &EtcdClusterStatus, desired: &Desired, picture: &Picture, re
     if ready.status && members.status {
         return None;
     }
-    let since = before.conditions.iter().find(|condition| condition.type_ == RECONCILING).map(|condition| condition.last_transition_time.0);
-    let already = before.conditions.iter().any(|condition| condition.type_ == STALLED && condition.reason == Reason::ProgressDeadlineExceeded.to_string());
-    let overdue = since.is_some_and(|since| now.duration_since(since).unsigned_abs() > desired.progress_deadline);
+    let since = before
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == RECONCILING)
+        .map(|condition| condition.last_transition_time.0);
+    let already = before.conditions.iter().any(|condition| {
+        condition.type_ == STALLED && condition.reason == Reason::ProgressDeadlineExceeded.to_string()
+    });
+    let overdue =
+        since.is_some_and(|since| now.duration_since(since).unsigned_abs() > desired.progress_deadline);
     let cause = if ready.status { members } else { ready };
     Some(if overdue || already {
-        say(STALLED, true, Reason::ProgressDeadlineExceeded, format!("No progress for more than {}. {}", desired.spec.progress_deadline, cause.message))
+        say(
+            STALLED,
+            true,
+            Reason::ProgressDeadlineExceeded,
+            format!("No progress for more than {}. {}", desired.spec.progress_deadline, cause.message),
+        )
     } else {
         say(RECONCILING, true, cause.reason, cause.message.clone())
     })
@@ -304,7 +450,10 @@ fn progress(before: &EtcdClusterStatus, desired: &Desired, picture: &Picture, re
 /// One sentence for the STATUS column: the worst that there is to say.
 fn summary(statements: &[Statement]) -> String {
     let of = |type_: &str| statements.iter().find(|statement| statement.type_ == type_);
-    let worst = of(PAUSED).or_else(|| of(STALLED)).or_else(|| of(READY).filter(|ready| !ready.status)).or_else(|| of(RECONCILING));
+    let worst = of(PAUSED)
+        .or_else(|| of(STALLED))
+        .or_else(|| of(READY).filter(|ready| !ready.status))
+        .or_else(|| of(RECONCILING));
     match worst {
         None => "Healthy".to_owned(),
         Some(statement) => {

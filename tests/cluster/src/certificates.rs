@@ -9,8 +9,8 @@ use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use serde_json::json;
 
@@ -37,11 +37,27 @@ pub(crate) fn make(cluster: &Cluster) -> Result<()> {
     write(cluster, "ca.crt", &authority.self_signed(&key)?.pem())?;
     let issuer = Issuer::from_params(&authority, &key);
 
-    let names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
+    let names = [
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        "kubernetes.default.svc.cluster.local",
+        "localhost",
+    ];
     let addresses = [cluster.gateway(), cluster.first_service(), "127.0.0.1".to_owned()];
-    let apiserver = Leaf { file: "apiserver", common_name: "kube-apiserver", names: &names, addresses: &addresses, ..Leaf::default() };
+    let apiserver = Leaf {
+        file: "apiserver",
+        common_name: "kube-apiserver",
+        names: &names,
+        addresses: &addresses,
+        ..Leaf::default()
+    };
     issue(cluster, &issuer, &apiserver)?;
-    issue(cluster, &issuer, &Leaf { file: "admin", common_name: "admin", group: Some("system:masters"), ..Leaf::default() })?;
+    issue(
+        cluster,
+        &issuer,
+        &Leaf { file: "admin", common_name: "admin", group: Some("system:masters"), ..Leaf::default() },
+    )?;
     for (file, common_name) in [
         ("controller-manager", "system:kube-controller-manager"),
         ("scheduler", "system:kube-scheduler"),
@@ -56,7 +72,13 @@ pub(crate) fn make(cluster: &Cluster) -> Result<()> {
         let common_name = format!("system:node:{name}");
         let addresses = [cluster.node_address(node)];
         let names = [name.as_str()];
-        let leaf = Leaf { file: &name, common_name: &common_name, group: Some("system:nodes"), names: &names, addresses: &addresses };
+        let leaf = Leaf {
+            file: &name,
+            common_name: &common_name,
+            group: Some("system:nodes"),
+            names: &names,
+            addresses: &addresses,
+        };
         issue(cluster, &issuer, &leaf)?;
     }
     fs::copy(cluster.path("pki/admin.kubeconfig"), cluster.kubeconfig())?;
@@ -77,7 +99,8 @@ fn issue(cluster: &Cluster, issuer: &Issuer<&KeyPair>, leaf: &Leaf) -> Result<()
         parameters.distinguished_name.push(DnType::OrganizationName, *group);
     }
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
-    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    parameters.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     for name in *names {
         parameters.subject_alt_names.push(SanType::DnsName((*name).try_into()?));
     }
@@ -93,7 +116,8 @@ fn issue(cluster: &Cluster, issuer: &Issuer<&KeyPair>, leaf: &Leaf) -> Result<()
 
 /// JSON is YAML.
 fn kubeconfig(cluster: &Cluster, file: &str) -> Result<String> {
-    let data = |name: &str| -> Result<String> { Ok(STANDARD.encode(fs::read(cluster.path("pki").join(name))?)) };
+    let data =
+        |name: &str| -> Result<String> { Ok(STANDARD.encode(fs::read(cluster.path("pki").join(name))?)) };
     let kubeconfig = json!({
         "apiVersion": "v1",
         "kind": "Config",

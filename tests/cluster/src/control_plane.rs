@@ -28,7 +28,10 @@ pub(crate) fn up(cluster: &Cluster, programs: &Path) -> Result<()> {
         if program == "controller-manager" {
             command
                 .arg(format!("--root-ca-file={}", cluster.path("pki/ca.crt").display()))
-                .arg(format!("--service-account-private-key-file={}", cluster.path("pki/service-accounts.key").display()))
+                .arg(format!(
+                    "--service-account-private-key-file={}",
+                    cluster.path("pki/service-accounts.key").display()
+                ))
                 .args(["--use-service-account-credentials", "--node-monitor-grace-period=20s"]);
         }
         start(&cluster.name, &cluster.log(program), &mut command)?;
@@ -80,8 +83,10 @@ pub(crate) fn apiserver(cluster: &Cluster, programs: &Path) -> Result<()> {
         command.arg(format!("--{flag}={value}"));
     }
     start(&cluster.name, &cluster.log("apiserver"), &mut command)?;
-    wait("the apiserver is ready", DEADLINE, || Ok(kubectl(cluster, programs, &["get", "--raw", "/readyz"]).ok()))
-        .with_context(|| tail(&cluster.log("apiserver")))?;
+    wait("the apiserver is ready", DEADLINE, || {
+        Ok(kubectl(cluster, programs, &["get", "--raw", "/readyz"]).ok())
+    })
+    .with_context(|| tail(&cluster.log("apiserver")))?;
     Ok(())
 }
 
@@ -109,7 +114,11 @@ fn dns(cluster: &Cluster, programs: &Path) -> Result<()> {
         .replace("KUBECONFIG", &cluster.kubeconfig().display().to_string())
         .replace("CONTEXT", &cluster.name);
     fs::write(&file, text)?;
-    start(&cluster.name, &cluster.log("coredns"), Command::new(programs.join("coredns")).arg("-conf").arg(&file))
+    start(
+        &cluster.name,
+        &cluster.log("coredns"),
+        Command::new(programs.join("coredns")).arg("-conf").arg(&file),
+    )
 }
 
 const COREFILE: &str = "\
@@ -139,6 +148,10 @@ pub(crate) fn kubectl(cluster: &Cluster, programs: &Path, words: &[&str]) -> Res
 pub(crate) fn apply(cluster: &Cluster, programs: &Path, name: &str, manifests: &str) -> Result<()> {
     let file = cluster.path(name);
     fs::write(&file, manifests)?;
-    kubectl(cluster, programs, &["apply", "--server-side", "--force-conflicts", "-f", &file.display().to_string()])?;
+    kubectl(
+        cluster,
+        programs,
+        &["apply", "--server-side", "--force-conflicts", "-f", &file.display().to_string()],
+    )?;
     Ok(())
 }

@@ -39,9 +39,13 @@ struct Place {
 /// Runs the demo.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let total = Instant::now();
-    println!("This will show Quorate: a Kubernetes, the operator in it, and a three-member etcd cluster from five lines of YAML.");
+    println!(
+        "This will show Quorate: a Kubernetes, the operator in it, and a three-member etcd cluster from five lines of YAML."
+    );
     let place = if options.here {
-        println!("It uses the cluster that KUBECONFIG names and makes the namespace quorate-system and the EtcdCluster main in it.");
+        println!(
+            "It uses the cluster that KUBECONFIG names and makes the namespace quorate-system and the EtcdCluster main in it."
+        );
         Place { kubectl: "kubectl".into(), kubeconfig: None, etcdctl: None }
     } else if options.kind {
         println!("It uses kind and Docker: the kind cluster quorate-demo is made if it does not exist.");
@@ -68,7 +72,9 @@ fn built_in() -> Result<Place> {
 
 fn kind() -> Result<Place> {
     for program in ["docker", "kind", "kubectl"] {
-        finish(Command::new(program).arg("version")).with_context(|| format!("`cargo demo --kind` needs a working {program}; without it use `cargo demo`"))?;
+        finish(Command::new(program).arg("version")).with_context(|| {
+            format!("`cargo demo --kind` needs a working {program}; without it use `cargo demo`")
+        })?;
     }
     let clusters = finish(Command::new("kind").args(["get", "clusters"]))?;
     if !clusters.lines().any(|name| name == "quorate-demo") {
@@ -95,9 +101,27 @@ impl Place {
     fn show(&self) -> Result<()> {
         let file = |path: &str| -> Result<String> { Ok(checkout()?.join(path).display().to_string()) };
         timed("operator installed", || {
-            self.kubectl(&["apply", "--server-side", "--force-conflicts", "-f", &file("deploy/install.yaml")?])?;
-            self.kubectl(&["wait", "--for=condition=Established", "crd/etcdclusters.quorate.dev", "--timeout=60s"])?;
-            self.kubectl(&["-n", "quorate-system", "rollout", "status", "deployment/quorate-operator", "--timeout=150s"])
+            self.kubectl(&[
+                "apply",
+                "--server-side",
+                "--force-conflicts",
+                "-f",
+                &file("deploy/install.yaml")?,
+            ])?;
+            self.kubectl(&[
+                "wait",
+                "--for=condition=Established",
+                "crd/etcdclusters.quorate.dev",
+                "--timeout=60s",
+            ])?;
+            self.kubectl(&[
+                "-n",
+                "quorate-system",
+                "rollout",
+                "status",
+                "deployment/quorate-operator",
+                "--timeout=150s",
+            ])
         })?;
         println!("\n$ kubectl apply -f deploy/examples/cluster.yaml");
         timed("kubectl apply → Ready", || {
@@ -122,9 +146,20 @@ impl Place {
             Ok((ready == "True" && line.ends_with("Healthy")).then_some(()))
         });
         outcome.with_context(|| {
-            let logs = self.kubectl(&["-n", "quorate-system", "logs", "-l", "app.kubernetes.io/component=operator", "--tail=10"]);
+            let logs = self.kubectl(&[
+                "-n",
+                "quorate-system",
+                "logs",
+                "-l",
+                "app.kubernetes.io/component=operator",
+                "--tail=10",
+            ]);
             let events = self.kubectl(&["get", "events"]);
-            format!("look at the operator's log and at events:\n{}\n{}", logs.unwrap_or_default(), events.unwrap_or_default())
+            format!(
+                "look at the operator's log and at events:\n{}\n{}",
+                logs.unwrap_or_default(),
+                events.unwrap_or_default()
+            )
         })
     }
 
@@ -155,7 +190,9 @@ impl Place {
             println!("  export PATH={}:{}:$PATH", programs.display(), etcdctl.display());
         }
         println!("  kubectl get etcdclusters");
-        println!("  cargo run --quiet -- status main --watch      # and, in another terminal: kubectl delete pod main-1");
+        println!(
+            "  cargo run --quiet -- status main --watch      # and, in another terminal: kubectl delete pod main-1"
+        );
         println!("  cargo run --quiet -- ctl main -- put hello world");
         println!("  cargo run --quiet -- ctl main -- get hello");
         println!("Clean up:");

@@ -48,7 +48,9 @@ fn in_network(cluster: &Cluster, node: u8, pids: Vec<u32>) -> Vec<u32> {
     use std::os::unix::fs::MetadataExt;
     let number = |path: &str| std::fs::metadata(path).map(|data| data.ino()).ok();
     let wanted = number(&format!("/run/netns/{}", cluster.namespace(node)));
-    pids.into_iter().filter(|pid| wanted.is_some() && number(&format!("/proc/{pid}/ns/net")) == wanted).collect()
+    pids.into_iter()
+        .filter(|pid| wanted.is_some() && number(&format!("/proc/{pid}/ns/net")) == wanted)
+        .collect()
 }
 
 /// Nothing goes in or out any more.

@@ -31,9 +31,15 @@ struct Image<'a> {
 /// The images that do not come from this checkout's code.
 pub(crate) fn others(programs: &Path) -> Result<Vec<PathBuf>> {
     let busybox = PathBuf::from("/bin/busybox");
-    let wait_for_ever = ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"];
+    let wait_for_ever =
+        ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"];
     let mut images = vec![
-        image(&Image { name: PAUSE, entrypoint: &wait_for_ever, files: vec![(busybox.clone(), "bin/busybox")], links: &[("bin/sleep", "busybox")] })?,
+        image(&Image {
+            name: PAUSE,
+            entrypoint: &wait_for_ever,
+            files: vec![(busybox.clone(), "bin/busybox")],
+            links: &[("bin/sleep", "busybox")],
+        })?,
         image(&Image {
             name: BUSYBOX,
             entrypoint: &["/bin/busybox"],
@@ -43,7 +49,11 @@ pub(crate) fn others(programs: &Path) -> Result<Vec<PathBuf>> {
     ];
     for (minor, release) in [("3.5", "v3.5.35"), ("3.6", "v3.6.16"), ("3.7", "v3.7.3")] {
         let folder = programs.join(format!("etcd-{minor}"));
-        let files = [("etcd", "usr/local/bin/etcd"), ("etcdctl", "usr/local/bin/etcdctl"), ("etcdutl", "usr/local/bin/etcdutl")];
+        let files = [
+            ("etcd", "usr/local/bin/etcd"),
+            ("etcdctl", "usr/local/bin/etcdctl"),
+            ("etcdutl", "usr/local/bin/etcdutl"),
+        ];
         images.push(image(&Image {
             name: &format!("gcr.io/etcd-development/etcd:{release}"),
             entrypoint: &["/usr/local/bin/etcd"],
@@ -59,7 +69,10 @@ pub(crate) fn quorate() -> Result<PathBuf> {
     image(&Image {
         name: QUORATE,
         entrypoint: &["/usr/local/bin/quorate"],
-        files: vec![(build("quorate")?, "usr/local/bin/quorate"), (build("quorate-guard")?, "usr/local/bin/quorate-guard")],
+        files: vec![
+            (build("quorate")?, "usr/local/bin/quorate"),
+            (build("quorate-guard")?, "usr/local/bin/quorate-guard"),
+        ],
         links: &[],
     })
 }
@@ -69,7 +82,14 @@ pub(crate) fn quorate() -> Result<PathBuf> {
 pub(crate) fn build(program: &str) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command.current_dir(checkout()?);
-    command.args(["build", "--locked", "--workspace", "--bins", "--tests", "--message-format=json-render-diagnostics"]);
+    command.args([
+        "build",
+        "--locked",
+        "--workspace",
+        "--bins",
+        "--tests",
+        "--message-format=json-render-diagnostics",
+    ]);
     let messages = finish(&mut command)?;
     let is_wanted = |message: &serde_json::Value| {
         let text = |path: &str| message.pointer(path).and_then(serde_json::Value::as_str);
@@ -105,7 +125,8 @@ fn image(image: &Image) -> Result<PathBuf> {
 }
 
 fn digest(path: &Path) -> Result<String> {
-    let mut file = BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?);
+    let mut file =
+        BufReader::new(File::open(path).with_context(|| format!("cannot read {}", path.display()))?);
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -148,7 +169,8 @@ fn write(image: &Image, archive: &Path) -> Result<()> {
     .to_string();
     let configuration_name = format!("{}.json", hex(&Sha256::digest(&configuration)));
     let layer_name = format!("{layer_digest}/layer.tar");
-    let manifest = json!([{"Config": configuration_name, "RepoTags": [image.name], "Layers": [layer_name]}]).to_string();
+    let manifest =
+        json!([{"Config": configuration_name, "RepoTags": [image.name], "Layers": [layer_name]}]).to_string();
     let mut builder = tar::Builder::new(File::create(archive)?);
     for (name, text) in [(configuration_name.as_str(), &configuration), ("manifest.json", &manifest)] {
         entry(&mut builder, name, tar::EntryType::Regular, 0o644, text.len() as u64, text.as_bytes())?;
@@ -161,7 +183,14 @@ fn write(image: &Image, archive: &Path) -> Result<()> {
     Ok(())
 }
 
-fn entry<W: Write>(builder: &mut tar::Builder<W>, name: &str, kind: tar::EntryType, mode: u32, size: u64, data: impl Read) -> Result<()> {
+fn entry<W: Write>(
+    builder: &mut tar::Builder<W>,
+    name: &str,
+    kind: tar::EntryType,
+    mode: u32,
+    size: u64,
+    data: impl Read,
+) -> Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -176,6 +205,8 @@ fn architecture() -> Result<&'static str> {
     match std::env::consts::ARCH {
         "x86_64" => Ok("amd64"),
         "aarch64" => Ok("arm64"),
-        other => bail!("{other} is not an architecture that the test cluster was tried on; use amd64 or arm64"),
+        other => {
+            bail!("{other} is not an architecture that the test cluster was tried on; use amd64 or arm64")
+        }
     }
 }

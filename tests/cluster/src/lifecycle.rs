@@ -40,8 +40,10 @@ fn start(cluster: &Cluster, programs: &Path, images: &[PathBuf]) -> Result<()> {
     network::up(cluster)?;
     // Nodes load their images while the control plane starts; each joins when it can.
     std::thread::scope(|scope| {
-        let nodes: Vec<_> =
-            cluster.node_numbers().map(|number| scope.spawn(move || node::up(cluster, number, programs, images))).collect();
+        let nodes: Vec<_> = cluster
+            .node_numbers()
+            .map(|number| scope.spawn(move || node::up(cluster, number, programs, images)))
+            .collect();
         control_plane::up(cluster, programs)?;
         storage::up(cluster, programs)?;
         for node in nodes {
@@ -56,8 +58,10 @@ fn start(cluster: &Cluster, programs: &Path, images: &[PathBuf]) -> Result<()> {
     if find(&cluster.name, "kube-scheduler").is_empty() {
         bail!("the scheduler has ended: {}", tail(&cluster.log("scheduler")));
     }
-    wait("all nodes are ready", DEADLINE, || Ok((ready_nodes(cluster, programs) == usize::from(cluster.nodes)).then_some(())))
-        .with_context(|| tail(&cluster.log("kubelet-n1")))
+    wait("all nodes are ready", DEADLINE, || {
+        Ok((ready_nodes(cluster, programs) == usize::from(cluster.nodes)).then_some(()))
+    })
+    .with_context(|| tail(&cluster.log("kubelet-n1")))
 }
 
 fn ready_nodes(cluster: &Cluster, programs: &Path) -> usize {
@@ -162,7 +166,12 @@ pub(crate) fn status() -> Result<String> {
     let programs = programs::ensure()?;
     let lines = clusters.iter().map(|cluster| {
         let ready = ready_nodes(cluster, &programs);
-        format!("{}: {ready} of {} nodes ready; export KUBECONFIG={}", cluster.name, cluster.nodes, cluster.kubeconfig().display())
+        format!(
+            "{}: {ready} of {} nodes ready; export KUBECONFIG={}",
+            cluster.name,
+            cluster.nodes,
+            cluster.kubeconfig().display()
+        )
     });
     Ok(lines.collect::<Vec<_>>().join("\n"))
 }

@@ -151,15 +151,21 @@ fn run(command: Command) -> Result<()> {
         Command::Load { kind: Some(kind), .. } => lifecycle::load_into_kind(&kind)?,
         Command::Load { name, kind: None } => lifecycle::load(&existing(&name)?)?,
         Command::KillNode(node) => faults::kill_node(&existing(&node.name)?, node.node)?,
-        Command::RestartNode(node) => faults::restart_node(&existing(&node.name)?, node.node, &programs::ensure()?)?,
-        Command::RestartKubelet(node) => faults::restart_kubelet(&existing(&node.name)?, node.node, &programs::ensure()?)?,
+        Command::RestartNode(node) => {
+            faults::restart_node(&existing(&node.name)?, node.node, &programs::ensure()?)?
+        }
+        Command::RestartKubelet(node) => {
+            faults::restart_kubelet(&existing(&node.name)?, node.node, &programs::ensure()?)?
+        }
         Command::Cut(node) => faults::cut(&existing(&node.name)?, node.node)?,
         Command::Heal(node) => faults::heal(&existing(&node.name)?, node.node)?,
         Command::Slow { node, rate } => faults::slow(&existing(&node.name)?, node.node, &rate)?,
         Command::Lossy { node, percent } => faults::lossy(&existing(&node.name)?, node.node, percent)?,
         Command::StopApiserver(name) => control_plane::stop_apiserver(&existing(&name)?)?,
         Command::StartApiserver(name) => control_plane::apiserver(&existing(&name)?, &programs::ensure()?)?,
-        Command::RestartApiserver(name) => faults::restart_apiserver(&existing(&name)?, &programs::ensure()?)?,
+        Command::RestartApiserver(name) => {
+            faults::restart_apiserver(&existing(&name)?, &programs::ensure()?)?
+        }
         Command::Demo(options) => demo::run(&options)?,
         Command::Verify(options) => verify::run(&options)?,
     }
@@ -168,5 +174,6 @@ fn run(command: Command) -> Result<()> {
 
 fn existing(name: &Name) -> Result<Cluster> {
     let name = &name.name;
-    Cluster::load(name)?.with_context(|| format!("there is no cluster {name}; `cargo cluster up --name {name}` makes one"))
+    Cluster::load(name)?
+        .with_context(|| format!("there is no cluster {name}; `cargo cluster up --name {name}` makes one"))
 }

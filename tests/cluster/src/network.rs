@@ -18,7 +18,11 @@ pub(crate) fn up(cluster: &Cluster) -> Result<()> {
         run(&["ip", "link", "add", &cable, "type", "veth", "peer", "name", "eth0", "netns", &namespace])?;
         run(&["ip", "link", "set", &cable, "master", &bridge, "up"])?;
         inside(cluster, node, &["ip", "link", "set", "lo", "up"])?;
-        inside(cluster, node, &["ip", "addr", "add", &format!("{}/24", cluster.node_address(node)), "dev", "eth0"])?;
+        inside(
+            cluster,
+            node,
+            &["ip", "addr", "add", &format!("{}/24", cluster.node_address(node)), "dev", "eth0"],
+        )?;
         inside(cluster, node, &["ip", "link", "set", "eth0", "up"])?;
         inside(cluster, node, &["ip", "route", "add", "default", "via", &gateway])?;
         inside(cluster, node, &["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;

@@ -41,7 +41,8 @@ pub(crate) fn start_containerd(cluster: &Cluster, node: u8, programs: &Path) -> 
     let log = cluster.log(&format!("containerd-n{node}"));
     let configuration = cluster.path(&format!("n{node}/containerd.toml"));
     start(&cluster.name, &log, inside(cluster, node, programs, "containerd").arg("-c").arg(configuration))?;
-    wait("containerd listens", Duration::from_secs(30), || Ok(socket.exists().then_some(()))).with_context(|| tail(&log))
+    wait("containerd listens", Duration::from_secs(30), || Ok(socket.exists().then_some(())))
+        .with_context(|| tail(&log))
 }
 
 /// Starts the kubelet.
@@ -81,7 +82,11 @@ pub(crate) fn import(cluster: &Cluster, node: u8, programs: &Path, image: &Path)
     let mut tries = 0;
     wait("the image is imported", Duration::from_secs(120), || {
         let mut command = Command::new(programs.join("ctr"));
-        command.arg("-a").arg(cluster.container_socket(node)).args(["-n", "k8s.io", "images", "import"]).arg(image);
+        command
+            .arg("-a")
+            .arg(cluster.container_socket(node))
+            .args(["-n", "k8s.io", "images", "import"])
+            .arg(image);
         tries += 1;
         match finish(&mut command) {
             Ok(_) => Ok(Some(())),
@@ -113,7 +118,10 @@ pub(crate) fn hierarchies() -> Vec<PathBuf> {
         return vec![root.to_owned()];
     }
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| !path.is_symlink() && path.join("cgroup.procs").exists()).collect()
+    entries
+        .map(|entry| entry.path())
+        .filter(|path| !path.is_symlink() && path.join("cgroup.procs").exists())
+        .collect()
 }
 
 /// Point to point, not a bridge: Service traffic within a node passes iptables without br_netfilter.

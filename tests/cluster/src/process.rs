@@ -40,7 +40,11 @@ pub(crate) fn finish(command: &mut Command) -> Result<String> {
 
 /// Starts a program that outlives this one: own process group, output into a log, marked.
 pub(crate) fn start(cluster: &str, log: &Path, command: &mut Command) -> Result<()> {
-    let file = File::options().create(true).append(true).open(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot write {}", log.display()))?;
     let child = command
         .env(MARK, cluster)
         .stdin(Stdio::null())
@@ -92,7 +96,11 @@ pub(crate) fn kill(find: impl Fn() -> Vec<u32>) -> Result<()> {
 }
 
 /// Asks again and again until there is an answer or the time is over.
-pub(crate) fn wait<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub(crate) fn wait<T>(
+    what: &str,
+    deadline: Duration,
+    mut ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let begun = Instant::now();
     loop {
         if let Some(answer) = ask()? {

@@ -38,7 +38,13 @@ const RUNC: &[&str] = &["-tags", "seccomp", "-ldflags", "-s -w"];
 
 /// What fails soonest comes first.
 const MODULES: &[Module] = &[
-    Module { name: "runc", apart: false, packages: &["github.com/opencontainers/runc"], flags: RUNC, c: true },
+    Module {
+        name: "runc",
+        apart: false,
+        packages: &["github.com/opencontainers/runc"],
+        flags: RUNC,
+        c: true,
+    },
     Module {
         name: "cni",
         apart: true,
@@ -104,7 +110,8 @@ pub(crate) fn cache() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("QUORATE_CACHE") {
         return Ok(path.into());
     }
-    let home = std::env::var_os("HOME").context("neither QUORATE_CACHE nor HOME is set: where is the cache to be?")?;
+    let home = std::env::var_os("HOME")
+        .context("neither QUORATE_CACHE nor HOME is set: where is the cache to be?")?;
     Ok(Path::new(&home).join(".cache/quorate"))
 }
 
@@ -121,7 +128,8 @@ pub(crate) fn ensure() -> Result<PathBuf> {
     let lock = File::create(cache.join("programs/.lock"))?;
     lock.lock().context("cannot lock the cache")?;
     let go = finish(Command::new("go").arg("version"))?;
-    let built: Vec<PathBuf> = MODULES.iter().map(|module| build(&cache, module, &go)).collect::<Result<_>>()?;
+    let built: Vec<PathBuf> =
+        MODULES.iter().map(|module| build(&cache, module, &go)).collect::<Result<_>>()?;
     view(&cache, &built)
 }
 

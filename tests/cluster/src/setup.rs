@@ -30,7 +30,9 @@ const PACKAGES: &[(&str, &[&str])] = &[
 pub(crate) fn ensure() -> Result<()> {
     let user = finish(Command::new("id").arg("-u"))?;
     if user.trim() != "0" {
-        bail!("this makes network namespaces, mounts and control groups, so it must run as root: use sudo, or a virtual machine");
+        bail!(
+            "this makes network namespaces, mounts and control groups, so it must run as root: use sudo, or a virtual machine"
+        );
     }
     check_go()?;
     let missing: Vec<&str> = PACKAGES
@@ -46,18 +48,29 @@ pub(crate) fn ensure() -> Result<()> {
         bail!("this machine lacks what Debian calls {list}: install it with your system's package manager");
     }
     eprintln!("installing {list} with apt-get …");
-    let apt = |words: &[&str]| finish(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(words));
-    apt(&["update"]).and_then(|_| apt(&[&["install", "--yes", "--no-install-recommends"], missing.as_slice()].concat()))
-        .with_context(|| format!("cannot install {list}: run `apt-get update && apt-get install {list}` yourself"))?;
+    let apt =
+        |words: &[&str]| finish(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args(words));
+    apt(&["update"])
+        .and_then(|_| apt(&[&["install", "--yes", "--no-install-recommends"], missing.as_slice()].concat()))
+        .with_context(|| {
+            format!("cannot install {list}: run `apt-get update && apt-get install {list}` yourself")
+        })?;
     Ok(())
 }
 
 fn check_go() -> Result<()> {
     let said = Command::new("go").arg("version").output();
-    let Ok(said) = said else { bail!("there is no `go` on the PATH: install Go {}.{} or newer from https://go.dev/dl", GO.0, GO.1) };
+    let Ok(said) = said else {
+        bail!("there is no `go` on the PATH: install Go {}.{} or newer from https://go.dev/dl", GO.0, GO.1)
+    };
     let said = String::from_utf8_lossy(&said.stdout).into_owned();
     if go_version(&said).is_none_or(|version| version < GO) {
-        bail!("{} is too old: Kubernetes 1.36 is built with Go {}.{} or newer; install it from https://go.dev/dl", said.trim(), GO.0, GO.1);
+        bail!(
+            "{} is too old: Kubernetes 1.36 is built with Go {}.{} or newer; install it from https://go.dev/dl",
+            said.trim(),
+            GO.0,
+            GO.1
+        );
     }
     Ok(())
 }

@@ -32,7 +32,9 @@ impl Cluster {
     pub(crate) fn load(name: &str) -> Result<Option<Self>> {
         let path = Path::new(ROOT).join(name).join("state.json");
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?)),
+            Ok(text) => Ok(Some(
+                serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?,
+            )),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
@@ -143,7 +145,10 @@ impl Cluster {
 
 /// One `up` or `down` of a name at a time.
 pub(crate) fn lock(name: &str) -> Result<Lock> {
-    if name.is_empty() || name.len() > 30 || !name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-') {
+    if name.is_empty()
+        || name.len() > 30
+        || !name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-')
+    {
         bail!("--name must be 1 to 30 lower-case letters, digits and hyphens");
     }
     fs::create_dir_all(RUN)?;
@@ -158,7 +163,8 @@ mod tests {
 
     #[test]
     fn two_clusters_share_no_address() {
-        let cluster = |slot| Cluster { name: format!("c{slot}"), slot, nodes: MOST_NODES, default_back_off: false };
+        let cluster =
+            |slot| Cluster { name: format!("c{slot}"), slot, nodes: MOST_NODES, default_back_off: false };
         let all: Vec<String> = (0..SLOTS)
             .map(cluster)
             .flat_map(|cluster| {

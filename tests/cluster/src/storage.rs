@@ -24,8 +24,18 @@ pub(crate) fn up(cluster: &Cluster, programs: &Path) -> Result<()> {
         ("teardown", "#!/bin/sh\nset -eu\nrm -rf \"$VOL_DIR\"\n".to_owned()),
         ("helperPod.yaml", HELPER.replace("BUSYBOX", BUSYBOX)),
     ];
-    let mut words: Vec<String> =
-        ["-n", "local-path-storage", "create", "configmap", "local-path-config", "--dry-run=client", "-o", "yaml"].map(str::to_owned).into();
+    let mut words: Vec<String> = [
+        "-n",
+        "local-path-storage",
+        "create",
+        "configmap",
+        "local-path-config",
+        "--dry-run=client",
+        "-o",
+        "yaml",
+    ]
+    .map(str::to_owned)
+    .into();
     for (name, text) in files {
         fs::write(folder.join(name), text)?;
         words.push(format!("--from-file={}", folder.join(name).display()));

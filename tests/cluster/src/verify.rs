@@ -76,8 +76,14 @@ fn on_a_cluster(
     let cluster = lifecycle::up(name, 3, false)?;
     lifecycle::load(&cluster)?;
     tally.done("a Kubernetes of three nodes", begun, 1, 0);
-    let path = format!("{}:{}:{}", programs.display(), programs.join("etcd-3.6").display(), std::env::var("PATH").unwrap_or_default());
-    let mut stories = cargo(&["test", "--locked", "--workspace", "--test", "e2e", "--", "--test-threads", "6"]);
+    let path = format!(
+        "{}:{}:{}",
+        programs.display(),
+        programs.join("etcd-3.6").display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let mut stories =
+        cargo(&["test", "--locked", "--workspace", "--test", "e2e", "--", "--test-threads", "6"]);
     stories
         .env("KUBECONFIG", cluster.kubeconfig())
         .env("QUORATE_CLUSTER", name)
@@ -107,7 +113,12 @@ impl Tally {
     fn step(&mut self, name: &str, stop: &Arc<AtomicBool>, command: &mut Command) -> Result<()> {
         println!("== {name}");
         let begun = Instant::now();
-        let mut child = command.current_dir(checkout()?).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot run {command:?}"))?;
+        let mut child = command
+            .current_dir(checkout()?)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("cannot run {command:?}"))?;
         let output = child.stdout.take().context("a piped child has an output")?;
         let reader = std::thread::spawn(move || pass_on(output));
         let status = loop {
@@ -159,7 +170,8 @@ fn pass_on(output: impl std::io::Read) -> (u64, u64) {
 /// The numbers in `test result: ok. 9 passed; 0 failed; 0 ignored; …`.
 fn test_result(line: &str) -> Option<(u64, u64)> {
     let (_, counts) = line.trim().strip_prefix("test result: ")?.split_once(". ")?;
-    let number = |word: &str| counts.split("; ").find_map(|count| count.strip_suffix(word)?.trim().parse().ok());
+    let number =
+        |word: &str| counts.split("; ").find_map(|count| count.strip_suffix(word)?.trim().parse().ok());
     Some((number(" passed")?, number(" failed")?))
 }
 
@@ -169,7 +181,10 @@ mod tests {
 
     #[test]
     fn results_are_summed_up_and_other_lines_are_not() {
-        assert_eq!(test_result("test result: FAILED. 8 passed; 2 failed; 0 ignored; 0 measured"), Some((8, 2)));
+        assert_eq!(
+            test_result("test result: FAILED. 8 passed; 2 failed; 0 ignored; 0 measured"),
+            Some((8, 2))
+        );
         assert_eq!(test_result("test a_test ... ok"), None);
         let output = "x\ntest result: ok. 3 passed; 0 failed; 0 ignored\ntest result: ok. 4 passed; 1 failed; 0 ignored\n";
         assert_eq!(pass_on(output.as_bytes()), (7, 1));

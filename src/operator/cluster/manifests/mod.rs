@@ -47,11 +47,12 @@ pub fn metadata(desired: &Desired, name: &str) -> Value {
 /// fields) does not matter. Lists are compared item by item.
 pub fn says_all(wanted: &Value, observed: &Value) -> bool {
     match (wanted, observed) {
-        (Value::Object(wanted), Value::Object(observed)) => wanted
-            .iter()
-            .all(|(key, value)| observed.get(key).is_some_and(|found| says_all(value, found))),
+        (Value::Object(wanted), Value::Object(observed)) => {
+            wanted.iter().all(|(key, value)| observed.get(key).is_some_and(|found| says_all(value, found)))
+        }
         (Value::Array(wanted), Value::Array(observed)) => {
-            wanted.len() == observed.len() && wanted.iter().zip(observed).all(|(left, right)| says_all(left, right))
+            wanted.len() == observed.len()
+                && wanted.iter().zip(observed).all(|(left, right)| says_all(left, right))
         }
         (wanted, observed) => wanted == observed,
     }
@@ -64,7 +65,10 @@ mod tests {
     #[test]
     fn defaults_of_the_apiserver_are_no_difference_but_a_changed_value_is() {
         let wanted = json!({"spec": {"ports": [{"port": 1}]}});
-        assert!(says_all(&wanted, &json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "ClusterIP"}})));
+        assert!(says_all(
+            &wanted,
+            &json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "ClusterIP"}})
+        ));
         assert!(!says_all(&wanted, &json!({"spec": {"ports": [{"port": 2}]}})));
         assert!(!says_all(&wanted, &json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}})));
         assert!(!says_all(&wanted, &json!({})));

@@ -33,7 +33,8 @@ fn clients(desired: &Desired) -> Value {
 
 /// Members must find each other before they are ready, else none would ever be.
 fn peers(desired: &Desired) -> Value {
-    let port = |name: &str, port: u16| json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"});
+    let port =
+        |name: &str, port: u16| json!({"name": name, "port": port, "targetPort": port, "protocol": "TCP"});
     json!({
         "apiVersion": "v1",
         "kind": "Service",

@@ -156,7 +156,8 @@ fn install_guard(desired: &Desired) -> Value {
 }
 
 fn etcd(desired: &Desired, member: &Member) -> Value {
-    let mut command = vec!["/quorate/quorate-guard".to_owned(), "--".to_owned(), "/usr/local/bin/etcd".to_owned()];
+    let mut command =
+        vec!["/quorate/quorate-guard".to_owned(), "--".to_owned(), "/usr/local/bin/etcd".to_owned()];
     command.extend(arguments(desired, member));
     let mut mounts = vec![
         json!({"name": "guard", "mountPath": "/quorate"}),

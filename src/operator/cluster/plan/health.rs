@@ -32,21 +32,28 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
         return Some(Finding::stalled(
             Reason::Unschedulable,
             Some(name),
-            format!("{name} finds no node: {why}. The scheduler goes on trying. Free or add a node, or change spec.placement or spec.resources."),
+            format!(
+                "{name} finds no node: {why}. The scheduler goes on trying. Free or add a node, or change spec.placement or spec.resources."
+            ),
         ));
     }
     if let Some(waiting) = pod.waiting.as_deref().filter(|waiting| is_image_trouble(waiting)) {
         return Some(Finding::stalled(
             Reason::ImagePullFailed,
             Some(name),
-            format!("The image of {name} cannot be pulled ({waiting}). The kubelet goes on trying. Correct spec.version or spec.image, or load the image."),
+            format!(
+                "The image of {name} cannot be pulled ({waiting}). The kubelet goes on trying. Correct spec.version or spec.image, or load the image."
+            ),
         ));
     }
     if observed.record.cluster_id.is_none() && pod.last_exit.is_none() {
         return None; // It starts for the first time: nothing is wrong yet.
     }
     let silence = observed.survey.get(name)?.as_ref().err()?;
-    let how = pod.last_exit.as_ref().map_or_else(|| format!("does not answer: {silence}"), |report| report.sentence());
+    let how = pod
+        .last_exit
+        .as_ref()
+        .map_or_else(|| format!("does not answer: {silence}"), |report| report.sentence());
     let reason = if pod.running { Reason::MemberDown } else { Reason::EtcdFailed };
     let next = "The kubelet starts it again; its data stay as they are.";
     Some(Finding::waiting(reason, Some(name), format!("{name}: {how}. {next}")))
@@ -67,7 +74,10 @@ fn refused(name: &str, report: &super::super::observed::GuardReport) -> Finding 
     };
     // These two pass by themselves when the other process ends or DNS answers.
     let stalled = !matches!(reason, Reason::VolumeInUse | Reason::NameUnresolved);
-    let message = format!("The guard does not start etcd of {name}: {} See `kubectl quorate explain {reason}`.", report.sentence());
+    let message = format!(
+        "The guard does not start etcd of {name}: {} See `kubectl quorate explain {reason}`.",
+        report.sentence()
+    );
     Finding { reason, member: Some(name.to_owned()), message, stalled }
 }
 
@@ -96,7 +106,9 @@ fn storage_class(observed: &Observed) -> Option<Finding> {
     Some(Finding::stalled(
         Reason::StorageClassMissing,
         None,
-        format!("The storage class {class} does not exist, so volumes stay unbound. They are bound as soon as it does. Create it, or change spec.storage.storageClassName."),
+        format!(
+            "The storage class {class} does not exist, so volumes stay unbound. They are bound as soon as it does. Create it, or change spec.storage.storageClassName."
+        ),
     ))
 }
 
@@ -127,8 +139,11 @@ fn unknown_members(observed: &Observed) -> Option<Finding> {
     if on_record.is_empty() {
         return None;
     }
-    let unknown: Vec<String> =
-        listed.iter().filter(|member| !on_record.contains(&&member.id)).map(|member| member.id.to_string()).collect();
+    let unknown: Vec<String> = listed
+        .iter()
+        .filter(|member| !on_record.contains(&&member.id))
+        .map(|member| member.id.to_string())
+        .collect();
     let lost: Vec<&str> = observed
         .record
         .members
@@ -161,7 +176,9 @@ fn roll_out(desired: &Desired, observed: &Observed) -> Option<Finding> {
     let outdated: Vec<&str> = observed
         .pods
         .iter()
-        .filter(|(name, pod)| observed.record.members.contains_key(*name) && pod.template.as_deref() != Some(&wanted))
+        .filter(|(name, pod)| {
+            observed.record.members.contains_key(*name) && pod.template.as_deref() != Some(&wanted)
+        })
         .map(|(name, _)| name.as_str())
         .collect();
     (!outdated.is_empty()).then(|| {

@@ -41,7 +41,12 @@ fn member(desired: &Desired, observed: &Observed, name: &str, all: &[String], pl
 }
 
 /// The member's volume, if a Pod may be put on it; makes one where none was ever recorded.
-fn usable_volume<'a>(desired: &Desired, observed: &'a Observed, name: &str, plan: &mut Plan) -> Option<&'a Volume> {
+fn usable_volume<'a>(
+    desired: &Desired,
+    observed: &'a Observed,
+    name: &str,
+    plan: &mut Plan,
+) -> Option<&'a Volume> {
     let Some(volume) = observed.volumes.get(name) else {
         if observed.record.cluster_id.is_some() {
             plan.findings.push(Finding::stalled(
@@ -51,7 +56,10 @@ fn usable_volume<'a>(desired: &Desired, observed: &'a Observed, name: &str, plan
             ));
         } else {
             let incarnation = observed.record.bootstrap.as_ref().map_or(0, |bootstrap| bootstrap.incarnation);
-            plan.ensure.push(Ensure::Create { kind: "PersistentVolumeClaim", manifest: volumes::volume(desired, name, incarnation) });
+            plan.ensure.push(Ensure::Create {
+                kind: "PersistentVolumeClaim",
+                manifest: volumes::volume(desired, name, incarnation),
+            });
         }
         return None;
     };
@@ -99,7 +107,9 @@ fn record_identity(desired: &Desired, observed: &Observed, name: &str, volume: &
     if volume.owned != volumes::is_owned(desired) {
         apply(None);
     }
-    let (Some(Ok(answer)), Some(bootstrap)) = (observed.survey.get(name), &observed.record.bootstrap) else { return };
+    let (Some(Ok(answer)), Some(bootstrap)) = (observed.survey.get(name), &observed.record.bootstrap) else {
+        return;
+    };
     let peer_url = url(desired.tls(), &desired.address(name), PEER_PORT);
     let expected = bootstrap_member_id(&peer_url, &bootstrap.token);
     if answer.member_id == expected {
@@ -114,7 +124,14 @@ fn record_identity(desired: &Desired, observed: &Observed, name: &str, volume: &
 }
 
 /// Puts a Pod on the volume, once its certificates are there.
-fn create(desired: &Desired, observed: &Observed, name: &str, all: &[String], volume: &Volume, plan: &mut Plan) {
+fn create(
+    desired: &Desired,
+    observed: &Observed,
+    name: &str,
+    all: &[String],
+    volume: &Volume,
+    plan: &mut Plan,
+) {
     if desired.tls() && !certificates_exist(observed, name) {
         return;
     }
@@ -148,7 +165,14 @@ fn certificates_exist(observed: &Observed, member: &str) -> bool {
     matches!(leaf, Some(LeafState::Good(_) | LeafState::Unjudged))
 }
 
-fn existing(desired: &Desired, observed: &Observed, name: &str, pod: &MemberPod, volume: &Volume, plan: &mut Plan) {
+fn existing(
+    desired: &Desired,
+    observed: &Observed,
+    name: &str,
+    pod: &MemberPod,
+    volume: &Volume,
+    plan: &mut Plan,
+) {
     if pod.owner_uid.as_deref() != Some(desired.uid.as_str()) {
         plan.findings.push(Finding::waiting(
             Reason::Deleting,
@@ -177,13 +201,20 @@ fn existing(desired: &Desired, observed: &Observed, name: &str, pod: &MemberPod,
 /// A volume that was never bound, of a class that the spec does not name (any more).
 fn has_wrong_class(desired: &Desired, observed: &Observed, volume: &Volume) -> bool {
     let wanted = desired.spec.storage.storage_class_name.as_ref();
-    let missing = observed.missing_storage_class.is_some() && observed.missing_storage_class == volume.storage_class;
+    let missing =
+        observed.missing_storage_class.is_some() && observed.missing_storage_class == volume.storage_class;
     let differs = volume.storage_class.as_ref() != wanted && (wanted.is_some() || missing);
     !volume.bound && volume.identity.is_none() && differs
 }
 
 /// A Pod that serves nobody and would do better if it were made anew.
-fn replaceable(desired: &Desired, observed: &Observed, name: &str, pod: &MemberPod, volume: &Volume) -> Option<Step> {
+fn replaceable(
+    desired: &Desired,
+    observed: &Observed,
+    name: &str,
+    pod: &MemberPod,
+    volume: &Volume,
+) -> Option<Step> {
     let premise = |why: String| Premise {
         name: name.to_owned(),
         uid: pod.uid.clone(),
@@ -191,7 +222,10 @@ fn replaceable(desired: &Desired, observed: &Observed, name: &str, pod: &MemberP
         why,
     };
     if pod.ended() {
-        return Some(Step::DeletePod(premise(format!("it has ended ({}); a new one is made on its volume", pod.phase))));
+        return Some(Step::DeletePod(premise(format!(
+            "it has ended ({}); a new one is made on its volume",
+            pod.phase
+        ))));
     }
     let answers = observed.survey.get(name).is_some_and(Result::is_ok);
     if pod.ready || answers {
@@ -207,6 +241,7 @@ fn replaceable(desired: &Desired, observed: &Observed, name: &str, pod: &MemberP
             why: "it was never bound, and the spec names another storage class now".to_owned(),
         }));
     }
-    (outdated && cannot_start)
-        .then(|| Step::DeletePod(premise("it cannot start, and the spec has changed since it was made".to_owned())))
+    (outdated && cannot_start).then(|| {
+        Step::DeletePod(premise("it cannot start, and the spec has changed since it was made".to_owned()))
+    })
 }

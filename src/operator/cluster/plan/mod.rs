@@ -98,7 +98,9 @@ pub struct Finding {
 impl Finding {
     /// The apiserver refused a write.
     pub fn refused(why: &str) -> Self {
-        let message = format!("The Kubernetes API refused a write: {why}. It is tried again, later and later. Remove what stands in the way (a quota, an admission policy, a missing right).");
+        let message = format!(
+            "The Kubernetes API refused a write: {why}. It is tried again, later and later. Remove what stands in the way (a quota, an admission policy, a missing right)."
+        );
         Self::waiting(Reason::ReconcileError, None, message)
     }
 

@@ -34,8 +34,13 @@ fn first_start(desired: &Desired, observed: &Observed) -> Plan {
 
 fn start(desired: &Desired, observed: &Observed, incarnation: i32, replicas: i32) -> BootstrapStatus {
     let used = observed.volumes.keys().chain(observed.pods.keys());
-    let first = used.filter_map(|name| names::serial(&desired.name, name)).max().map_or(0, |highest| highest + 1);
-    BootstrapStatus { incarnation, serials: (first..first + replicas).collect(), token: token(desired, incarnation) }
+    let first =
+        used.filter_map(|name| names::serial(&desired.name, name)).max().map_or(0, |highest| highest + 1);
+    BootstrapStatus {
+        incarnation,
+        serials: (first..first + replicas).collect(),
+        token: token(desired, incarnation),
+    }
 }
 
 /// Member and cluster IDs are hashes of peer URLs and token, without time: only another token makes another
@@ -59,7 +64,8 @@ fn taken_over(desired: &Desired, observed: &Observed) -> Option<Plan> {
     let of = |uid: &str| -> BTreeMap<&String, &Volume> {
         observed.volumes.iter().filter(|(_, volume)| volume.cluster_uid.as_deref() == Some(uid)).collect()
     };
-    let own: BTreeMap<_, _> = of(&desired.uid).into_iter().filter(|(_, volume)| volume.identity.is_some()).collect();
+    let own: BTreeMap<_, _> =
+        of(&desired.uid).into_iter().filter(|(_, volume)| volume.identity.is_some()).collect();
     let (uid, volumes) = match &desired.adopt {
         _ if !own.is_empty() => (&desired.uid, own),
         Some(adopt) => (adopt, of(adopt)),
@@ -68,13 +74,14 @@ fn taken_over(desired: &Desired, observed: &Observed) -> Option<Plan> {
     if volumes.is_empty() {
         return Some(stop(
             Reason::NothingToAdopt,
-            format!("No volume of {} carries the UID {uid} that the annotation quorate.dev/adopt names. Nothing is started. Correct the annotation, or remove it to start an empty cluster.", desired.name),
+            format!(
+                "No volume of {} carries the UID {uid} that the annotation quorate.dev/adopt names. Nothing is started. Correct the annotation, or remove it to start an empty cluster.",
+                desired.name
+            ),
         ));
     }
-    let members: BTreeMap<String, MemberId> = volumes
-        .iter()
-        .filter_map(|(name, volume)| Some(((*name).clone(), volume.identity?.1)))
-        .collect();
+    let members: BTreeMap<String, MemberId> =
+        volumes.iter().filter_map(|(name, volume)| Some(((*name).clone(), volume.identity?.1))).collect();
     let clusters: BTreeSet<ClusterId> =
         volumes.values().filter_map(|volume| Some(volume.identity?.0)).collect();
     let cluster_id = clusters.iter().next().copied();
@@ -82,7 +89,10 @@ fn taken_over(desired: &Desired, observed: &Observed) -> Option<Plan> {
         let names: Vec<&str> = volumes.keys().map(|name| name.as_str()).collect();
         return Some(stop(
             Reason::ForeignVolume,
-            format!("The volumes {} of UID {uid} do not all carry the ID of one etcd cluster. Nothing is started. Delete the ones that are not members.", names.join(", ")),
+            format!(
+                "The volumes {} of UID {uid} do not all carry the ID of one etcd cluster. Nothing is started. Delete the ones that are not members.",
+                names.join(", ")
+            ),
         ));
     }
     let serials = members.keys().filter_map(|name| names::serial(&desired.name, name)).collect();
@@ -101,13 +111,18 @@ fn begun_anew(desired: &Desired, observed: &Observed, bootstrap: &BootstrapStatu
     });
     let clusters: BTreeSet<ClusterId> = names
         .iter()
-        .filter_map(|name| Some(observed.volumes.get(name).filter(|volume| is_ours(desired, volume))?.identity?.0))
+        .filter_map(|name| {
+            Some(observed.volumes.get(name).filter(|volume| is_ours(desired, volume))?.identity?.0)
+        })
         .collect();
-    let why = refusal.or_else(|| (clusters.len() > 1).then(|| "members report more than one cluster ID".to_owned()))?;
+    let why = refusal
+        .or_else(|| (clusters.len() > 1).then(|| "members report more than one cluster ID".to_owned()))?;
     if bootstrap.incarnation + 1 >= INCARNATIONS {
         return Some(stop(
             Reason::BootstrapRestarted,
-            format!("The first start failed {INCARNATIONS} times, the last time because {why}. It is not tried again. Find the cause, then delete the EtcdCluster and make it anew."),
+            format!(
+                "The first start failed {INCARNATIONS} times, the last time because {why}. It is not tried again. Find the cause, then delete the EtcdCluster and make it anew."
+            ),
         ));
     }
     let replicas = i32::try_from(bootstrap.serials.len()).unwrap_or_default();

@@ -11,7 +11,9 @@ use crate::operator::names;
 pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let authority = if desired.tls() { certificates(desired, observed, plan) } else { None };
     let members = observed.record.member_names(&desired.name);
-    for (kind, manifest) in network::all(desired, members.len(), authority.map(|pem| pem.client.certificate.as_str())) {
+    for (kind, manifest) in
+        network::all(desired, members.len(), authority.map(|pem| pem.client.certificate.as_str()))
+    {
         let name = manifest.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or_default();
         let found = observed.children.get(&(kind, name.to_owned()));
         if !found.is_some_and(|found| says_all(&manifest, found)) {
@@ -27,7 +29,9 @@ fn certificates<'a>(desired: &Desired, observed: &'a Observed, plan: &mut Plan) 
         Finding::stalled(
             Reason::SecretDamaged,
             None,
-            format!("The Secret {secret} with the cluster's certificate authorities {why}. Members keep the certificates that they have; none is made or renewed. Restore the Secret from a backup."),
+            format!(
+                "The Secret {secret} with the cluster's certificate authorities {why}. Members keep the certificates that they have; none is made or renewed. Restore the Secret from a backup."
+            ),
         )
     };
     match &observed.credentials.authority {
