@@ -37,7 +37,7 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
-        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_mins(90)));
         assert!(["", "5", "5x", "m", "1h5"].iter().all(|text| parse_duration(text).is_err()));
     }
 }

@@ -58,7 +58,7 @@ impl Candidate {
                 Ok(true) => return,
                 Ok(false) => {}
                 Err(error) => {
-                    tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot read or take the lease")
+                    tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot read or take the lease");
                 }
             }
             tokio::time::sleep(RETRY).await;
@@ -100,7 +100,7 @@ impl Candidate {
         match timeout(REQUEST_DEADLINE, give_up).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot give up the lease")
+                tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot give up the lease");
             }
             Err(_) => tracing::warn!("cannot give up the lease in time"),
         }
@@ -118,21 +118,12 @@ impl Candidate {
 
     async fn take(&mut self) -> Result<bool, kube::Error> {
         let Some(lease) = self.leases.get_opt(NAME).await? else {
-            return self.written(self.leases.create(&parameters(), &self.renewed(None)).await);
+            return written(self.leases.create(&parameters(), &self.renewed(None)).await);
         };
         if !self.is_free(&lease) {
             return Ok(false);
         }
-        self.written(self.leases.replace(NAME, &parameters(), &self.renewed(Some(lease))).await)
-    }
-
-    /// Lost races are answers, not errors.
-    fn written(&self, result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
-        match result {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
-            Err(error) => Err(error),
-        }
+        written(self.leases.replace(NAME, &parameters(), &self.renewed(Some(lease))).await)
     }
 
     fn is_free(&mut self, lease: &Lease) -> bool {
@@ -177,4 +168,13 @@ impl Candidate {
 
 fn parameters() -> PostParams {
     PostParams { field_manager: Some(names::MANAGER.to_owned()), ..PostParams::default() }
+}
+
+/// Lost races are answers, not errors.
+fn written(result: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
+    match result {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -24,11 +24,11 @@ fn with_status(spec: &Value, status: &Value) -> Value {
 
 /// A cluster on record whose members run `versions`.
 fn running(version: &str, versions: &[Option<&str>]) -> Value {
-    let member = |(index, version): (usize, &Option<&str>)| match version {
+    let member = |(index, version): (usize, Option<&str>)| match version {
         Some(version) => json!({"name": format!("main-{index}"), "version": version}),
         None => json!({"name": format!("main-{index}")}),
     };
-    let members: Vec<Value> = versions.iter().enumerate().map(member).collect();
+    let members: Vec<Value> = versions.iter().copied().enumerate().map(member).collect();
     with_status(&json!({"version": version}), &json!({"clusterID": "424b", "members": members}))
 }
 

@@ -1,5 +1,11 @@
 //! Everything that needs no cluster and no network.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on panics; clippy exempts only the test functions themselves"
+)]
+
 mod bad_input;
 #[expect(unreachable_pub, reason = "the end-to-end suite includes the same file")]
 mod bad_input_files;

@@ -175,8 +175,7 @@ fn check_cargo(words: &[&str]) -> Result<(), String> {
         return Ok(());
     }
     // What the tool is told must at least be known to it by name.
-    let tool: String =
-        sources("tests/cluster/src").into_iter().map(|(_, text)| text.to_lowercase()).collect();
+    let tool: String = sources("tests/cluster/src").into_values().map(|text| text.to_lowercase()).collect();
     let told = words.iter().skip(1).filter(|word| word.starts_with("--") || name == "cluster").take(2);
     let unknown = told.map(|word| word.trim_start_matches('-')).find(|word| !mentions(&tool, word));
     unknown.map_or(Ok(()), |word| Err(format!("the test cluster's tool does not know `{word}`")))

@@ -40,7 +40,7 @@ pub fn issue_authority(desired: &Desired, now: Timestamp) -> Result<BTreeMap<Str
     let mut fields = BTreeMap::new();
     for use_ in ["client", "peer"] {
         let name = format!("{}/{} {use_} CA", desired.namespace, desired.name);
-        let mut parameters = parameters(&name, AUTHORITY_LIFE, now)?;
+        let mut parameters = parameters(&name, AUTHORITY_LIFE, now);
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let failed = |source| IssueError::Certificate { name: name.clone(), source };
@@ -78,7 +78,7 @@ fn issue(
 ) -> Result<KeyPairPem, IssueError> {
     let name = common_name(desired, kind);
     let failed = |source| IssueError::Certificate { name: name.clone(), source };
-    let mut parameters = parameters(&name, LEAF_LIFE, now)?;
+    let mut parameters = parameters(&name, LEAF_LIFE, now);
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     parameters.use_authority_key_identifier_extension = true;
     // etcd dials itself and its peers with the certificates that it serves with, so these are for clients too.
@@ -133,16 +133,16 @@ fn subject_names(desired: &Desired, member: &str, peer: bool) -> Result<Vec<SanT
     Ok(subjects)
 }
 
-fn parameters(name: &str, life: SignedDuration, now: Timestamp) -> Result<CertificateParams, IssueError> {
+fn parameters(name: &str, life: SignedDuration, now: Timestamp) -> CertificateParams {
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name.push(DnType::CommonName, name);
-    parameters.not_before = time_of(now - CLOCK_SKEW)?;
-    parameters.not_after = time_of(now + life)?;
-    Ok(parameters)
+    parameters.not_before = time_of(now - CLOCK_SKEW);
+    parameters.not_after = time_of(now + life);
+    parameters
 }
 
 /// rcgen counts in the `time` crate's type; its epoch arithmetic is enough for us.
-fn time_of(at: Timestamp) -> Result<time::OffsetDateTime, IssueError> {
-    Ok(time::OffsetDateTime::UNIX_EPOCH
-        + std::time::Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default()))
+fn time_of(at: Timestamp) -> time::OffsetDateTime {
+    time::OffsetDateTime::UNIX_EPOCH
+        + std::time::Duration::from_secs(u64::try_from(at.as_second()).unwrap_or_default())
 }

@@ -72,6 +72,7 @@ pub struct Volume {
 }
 
 /// A Pod of a member's name.
+#[expect(clippy::struct_excessive_bools, reason = "five facts that the kubelet tells one by one")]
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct MemberPod {
     /// Its UID.

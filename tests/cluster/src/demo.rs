@@ -25,7 +25,7 @@ pub(crate) struct Options {
 
 const NAME: &str = "demo";
 /// From `kubectl apply` to Ready.
-const DEADLINE: Duration = Duration::from_secs(180);
+const DEADLINE: Duration = Duration::from_mins(3);
 
 /// Where the demo runs.
 struct Place {
@@ -179,7 +179,10 @@ impl Place {
             command.env("KUBECONFIG", kubeconfig);
         }
         let said = finish(&mut command)?;
-        if said.contains("error:") { bail!("kubectl {words:?}: {said}") } else { Ok(said) }
+        if said.contains("error:") {
+            bail!("kubectl {words:?}: {said}")
+        }
+        Ok(said)
     }
 
     fn how_to_go_on(&self, options: &Options) {

@@ -13,7 +13,7 @@ use crate::state::{Cluster, lock};
 use crate::{certificates, images, network, node, programs, storage};
 
 /// How long nodes may take to join.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// Brings a cluster up; one that is up already stays, one that is half up is taken down first.
 pub(crate) fn up(name: &str, nodes: u8, default_back_off: bool) -> Result<Cluster> {

@@ -152,10 +152,10 @@ fn run(command: Command) -> Result<()> {
         Command::Load { name, kind: None } => lifecycle::load(&existing(&name)?)?,
         Command::KillNode(node) => faults::kill_node(&existing(&node.name)?, node.node)?,
         Command::RestartNode(node) => {
-            faults::restart_node(&existing(&node.name)?, node.node, &programs::ensure()?)?
+            faults::restart_node(&existing(&node.name)?, node.node, &programs::ensure()?)?;
         }
         Command::RestartKubelet(node) => {
-            faults::restart_kubelet(&existing(&node.name)?, node.node, &programs::ensure()?)?
+            faults::restart_kubelet(&existing(&node.name)?, node.node, &programs::ensure()?)?;
         }
         Command::Cut(node) => faults::cut(&existing(&node.name)?, node.node)?,
         Command::Heal(node) => faults::heal(&existing(&node.name)?, node.node)?,
@@ -164,7 +164,7 @@ fn run(command: Command) -> Result<()> {
         Command::StopApiserver(name) => control_plane::stop_apiserver(&existing(&name)?)?,
         Command::StartApiserver(name) => control_plane::apiserver(&existing(&name)?, &programs::ensure()?)?,
         Command::RestartApiserver(name) => {
-            faults::restart_apiserver(&existing(&name)?, &programs::ensure()?)?
+            faults::restart_apiserver(&existing(&name)?, &programs::ensure()?)?;
         }
         Command::Demo(options) => demo::run(&options)?,
         Command::Verify(options) => verify::run(&options)?,

@@ -80,7 +80,7 @@ fn inside(cluster: &Cluster, node: u8, programs: &Path, program: &str) -> Comman
 /// Loads an image; one of that name is replaced. containerd is not always ready for an import at once.
 pub(crate) fn import(cluster: &Cluster, node: u8, programs: &Path, image: &Path) -> Result<()> {
     let mut tries = 0;
-    wait("the image is imported", Duration::from_secs(120), || {
+    wait("the image is imported", Duration::from_mins(2), || {
         let mut command = Command::new(programs.join("ctr"));
         command
             .arg("-a")

@@ -187,7 +187,7 @@ pub(crate) fn short(hash: Sha256) -> String {
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// One folder with links to all programs, put in place at once.

@@ -90,10 +90,6 @@ impl Cluster {
         format!("198.18.{}.1", self.slot * 16)
     }
 
-    pub(crate) fn node_network(&self) -> String {
-        format!("198.18.{}.0/24", self.slot * 16)
-    }
-
     pub(crate) fn node_address(&self, node: u8) -> String {
         format!("198.18.{}.{}", self.slot * 16, 10 + node)
     }
@@ -169,7 +165,7 @@ mod tests {
             .map(cluster)
             .flat_map(|cluster| {
                 let pods = cluster.node_numbers().map(|node| cluster.pod_network(node)).collect::<Vec<_>>();
-                [vec![cluster.node_network(), cluster.service_network()], pods].concat()
+                [vec![format!("198.18.{}.0/24", cluster.slot * 16), cluster.service_network()], pods].concat()
             })
             .collect();
         assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());

@@ -21,7 +21,7 @@ pub(crate) struct Options {
 }
 
 /// Longest time that one step may take.
-const DEADLINE: Duration = Duration::from_secs(40 * 60);
+const DEADLINE: Duration = Duration::from_mins(40);
 
 /// The steps so far.
 #[derive(Default)]
@@ -153,7 +153,10 @@ impl Tally {
         let failed = self.failed();
         println!("{passed} passed, {failed} failed");
         std::io::stdout().flush()?;
-        if failed > 0 { bail!("{failed} checks failed") } else { Ok(()) }
+        if failed > 0 {
+            bail!("{failed} checks failed")
+        }
+        Ok(())
     }
 }
 

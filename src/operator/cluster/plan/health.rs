@@ -53,7 +53,7 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
     let how = pod
         .last_exit
         .as_ref()
-        .map_or_else(|| format!("does not answer: {silence}"), |report| report.sentence());
+        .map_or_else(|| format!("does not answer: {silence}"), super::super::observed::GuardReport::sentence);
     let reason = if pod.running { Reason::MemberDown } else { Reason::EtcdFailed };
     let next = "The kubelet starts it again; its data stay as they are.";
     Some(Finding::waiting(reason, Some(name), format!("{name}: {how}. {next}")))

@@ -28,11 +28,8 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
 
 fn member(desired: &Desired, observed: &Observed, name: &str, all: &[String], plan: &mut Plan) {
     let pod = observed.pods.get(name);
-    let volume = match usable_volume(desired, observed, name, plan) {
-        Some(volume) => volume,
-        // A Pod that waits for a volume that is not to be had waits in vain, but harms nobody.
-        None => return,
-    };
+    // A Pod that waits for a volume that is not to be had waits in vain, but harms nobody.
+    let Some(volume) = usable_volume(desired, observed, name, plan) else { return };
     record_identity(desired, observed, name, volume, plan);
     match pod {
         None => create(desired, observed, name, all, volume, plan),
