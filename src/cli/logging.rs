@@ -24,6 +24,6 @@ pub(super) fn start(format: Format) -> anyhow::Result<()> {
         Format::Text => false,
         Format::Json => true,
     };
-    let started = if json { log.json().try_init() } else { log.try_init() };
+    let started = if json { log.json().with_span_list(false).try_init() } else { log.try_init() };
     started.map_err(|error| anyhow::anyhow!("could not start logging: {error}"))
 }

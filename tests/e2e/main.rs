@@ -5,6 +5,7 @@
 
 mod support;
 
+mod alone;
 mod bad_input;
 mod bootstrap;
 mod guard;

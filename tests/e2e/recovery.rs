@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams};
 use serde_json::json;
 
-use crate::support::{cluster_tool, eventually, identities, kill_in_pod, story};
+use crate::support::{eventually, identities, kill_in_pod, story};
 
 #[tokio::test]
 async fn pods_that_are_deleted_one_by_one_and_all_at_once_come_back_as_the_same_members() {
@@ -105,28 +105,4 @@ async fn delete(story: &crate::support::Story) {
         pods.items.is_empty().then_some(())
     };
     eventually("the cluster's Pods are gone", gone).await;
-}
-
-#[tokio::test]
-async fn a_restart_of_the_apiserver_changes_nothing() {
-    story("apiserver", async |story| {
-        story.create(json!({})).await;
-        let before = identities(&story.healthy().await);
-        story.write("key-", 50).await;
-        let uids = async || {
-            let pods = story
-                .api::<Pod>()
-                .list(&ListParams::default().labels("quorate.dev/cluster=main"))
-                .await
-                .ok()?;
-            Some(pods.items.iter().filter_map(ResourceExt::uid).collect::<Vec<_>>())
-        };
-        let pods = uids().await.unwrap();
-        cluster_tool(&["restart-apiserver"]);
-        story.write("after-", 50).await;
-        assert_eq!(identities(&story.healthy().await), before);
-        assert_eq!(eventually("the apiserver answers", uids).await, pods, "Pods were made anew");
-        assert_eq!((story.count("main-0", "key-").await, story.count("main-0", "after-").await), (50, 50));
-    })
-    .await;
 }

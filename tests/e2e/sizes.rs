@@ -1,5 +1,10 @@
 //! Five lines give a cluster that serves: of 1, 3 and 5 members, of each minor.
 
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::ListParams;
 use serde_json::json;
 
 use crate::support::{Story, story};
@@ -24,6 +29,11 @@ async fn serves(story: &Story, members: i32, version: &str) {
         "{:?}",
         status.members
     );
+
+    let used: BTreeSet<_> = status.members.iter().filter_map(|member| member.node.as_deref()).collect();
+    let nodes =
+        Api::<Node>::all(story.client.clone()).list(&ListParams::default()).await.unwrap().items.len();
+    assert_eq!(used.len(), nodes.min(status.members.len()), "members share nodes: {:?}", status.members);
 
     let (code, said) = story.etcdctl(&["put", "hello", "world"]).await;
     assert_eq!((code, said.trim()), (0, "OK"));

@@ -18,6 +18,7 @@ use quorate::api::EtcdCluster;
 use quorate::api::cluster::EtcdClusterStatus;
 use quorate::etcd::connect::{Address, ClientIdentity, connect};
 use serde_json::{Value, json};
+use tokio::sync::RwLock;
 
 /// Longest wait for anything: far above what a loaded machine of two cores needs.
 pub const DEADLINE: Duration = Duration::from_secs(150);
@@ -28,8 +29,22 @@ pub struct Story {
     pub namespace: String,
 }
 
+/// Held by every story; alone by one that disturbs the whole Kubernetes.
+static KUBERNETES: RwLock<()> = RwLock::const_new(());
+
 /// Runs a story in a fresh namespace with Pod Security `restricted`; on failure tells what was there.
 pub async fn story(name: &str, tell: impl AsyncFnOnce(&Story)) {
+    let _shared = KUBERNETES.read().await;
+    in_namespace(name, tell).await;
+}
+
+/// Runs a story while no other runs.
+pub async fn story_alone(name: &str, tell: impl AsyncFnOnce(&Story)) {
+    let _alone = KUBERNETES.write().await;
+    in_namespace(name, tell).await;
+}
+
+async fn in_namespace(name: &str, tell: impl AsyncFnOnce(&Story)) {
     install();
     let client = Client::try_default().await.expect("KUBECONFIG names a cluster; `cargo verify` starts one");
     let namespace = format!("e2e-{name}-{:04x}", rand::random::<u16>());

@@ -61,6 +61,13 @@ impl ApplyError {
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Refused { source: kube::Error::Api(status), .. } if status.code == 409)
     }
+
+    /// Whether the namespace is being deleted: nothing can be made in it, and the EtcdCluster goes with it.
+    pub fn namespace_ends(&self) -> bool {
+        let Self::Refused { source: kube::Error::Api(status), .. } = self else { return false };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    }
 }
 
 /// Does what the plan says, in its order.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::Value;
@@ -15,6 +15,9 @@ use crate::operator::names;
 
 /// A Pod that was made together with its volume is called unschedulable for a moment: that is not worth a word.
 const SCHEDULING: jiff::SignedDuration = jiff::SignedDuration::from_secs(4);
+
+/// A container that ended within this time may be restarting in a circle: the kubelet pauses 5 min at most.
+const RECENTLY: jiff::SignedDuration = jiff::SignedDuration::from_mins(6);
 
 /// Everything that was seen in one look.
 #[derive(Debug)]
@@ -103,6 +106,8 @@ pub struct MemberPod {
     pub unschedulable: Option<String>,
     /// Why a container waits (`ImagePullBackOff: …`).
     pub waiting: Option<String>,
+    /// Whether the etcd container ended within [`RECENTLY`].
+    pub ended_recently: bool,
     /// The guard's last words.
     pub last_exit: Option<GuardReport>,
 }
@@ -218,6 +223,9 @@ impl MemberPod {
             unschedulable,
             waiting: waiting(&status.init_container_statuses.clone().unwrap_or_default())
                 .or_else(|| waiting(&containers)),
+            ended_recently: etcd
+                .and_then(last_end)
+                .is_some_and(|end| end.finished_at.as_ref().is_some_and(|at| now < at.0 + RECENTLY)),
             last_exit: etcd.and_then(last_message).map(|message| GuardReport::parse(&message)),
         }
     }
@@ -243,12 +251,12 @@ impl GuardReport {
 
     /// How it ended, for a person.
     pub fn sentence(&self) -> String {
-        if let Some(message) = &self.message {
+        if let (Some(_), Some(message)) = (&self.cause, &self.message) {
             return message.clone();
         }
         let how = match (self.signal, self.exit) {
-            (Some(signal), _) => format!("etcd was ended by signal {signal}"),
-            (None, Some(code)) => format!("etcd ended with code {code}"),
+            (Some(signal), _) => format!("etcd ended by signal {signal}"),
+            (None, Some(code)) => format!("etcd ended with exit code {code}"),
             (None, None) => "etcd ended".to_owned(),
         };
         match self.lines.last() {
@@ -270,10 +278,16 @@ fn waiting(containers: &[ContainerStatus]) -> Option<String> {
     })
 }
 
-/// The newest termination message: of the present state if the container has just ended, else of the last one.
+/// The newest end: of the present state if the container has just ended, else of the last one.
+fn last_end(container: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    [&container.state, &container.last_state]
+        .into_iter()
+        .flatten()
+        .find_map(|state| state.terminated.as_ref())
+}
+
 fn last_message(container: &ContainerStatus) -> Option<String> {
-    let of = |state: Option<&ContainerState>| state?.terminated.as_ref()?.message.clone();
-    of(container.state.as_ref()).or_else(|| of(container.last_state.as_ref()))
+    last_end(container)?.message.clone()
 }
 
 impl Observed {

@@ -116,6 +116,9 @@ async fn pass(
     }
     let mut findings = plan.findings.clone();
     let applied = apply(context, &desired, &observed, &plan).await;
+    if applied.as_ref().is_err_and(ApplyError::namespace_ends) {
+        return Ok(Pass::Done(Action::requeue(QUIET)));
+    }
     if let Err(error @ ApplyError::Refused { .. }) = &applied
         && !error.is_conflict()
     {

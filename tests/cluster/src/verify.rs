@@ -35,6 +35,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, stop.clone())?;
     }
+    // Before the tests' build puts another file in its place.
+    let tool = std::env::current_exe()?;
     let mut tally = Tally::default();
     let begun = Instant::now();
     setup::ensure()?;
@@ -54,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tally.step("tests", &stop, &mut cargo(&["test", "--locked", "--workspace"]))?;
     if tally.failed() == 0 {
         let name = format!("verify-{}", std::process::id());
-        let outcome = on_a_cluster(&name, &mut tally, &stop, &programs, &cargo);
+        let outcome = on_a_cluster(&name, &mut tally, &stop, &programs, &tool, &cargo);
         if options.keep && tally.failed() > 0 {
             println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
         } else {
@@ -70,6 +72,7 @@ fn on_a_cluster(
     tally: &mut Tally,
     stop: &Arc<AtomicBool>,
     programs: &Path,
+    tool: &Path,
     cargo: &dyn Fn(&[&str]) -> Command,
 ) -> Result<()> {
     let begun = Instant::now();
@@ -87,7 +90,7 @@ fn on_a_cluster(
     stories
         .env("KUBECONFIG", cluster.kubeconfig())
         .env("QUORATE_CLUSTER", name)
-        .env("QUORATE_CLUSTER_TOOL", std::env::current_exe()?)
+        .env("QUORATE_CLUSTER_TOOL", tool)
         .env("PATH", path);
     tally.step("stories on it", stop, &mut stories)?;
     let begun = Instant::now();

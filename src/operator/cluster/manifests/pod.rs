@@ -115,7 +115,7 @@ fn spec(desired: &Desired, member: &Member) -> Value {
         "initContainers": [install_guard(desired)],
         "containers": [etcd(desired, member)],
         "volumes": volumes(desired, member),
-        "topologySpreadConstraints": spread(desired),
+        "affinity": affinity(desired),
         "nodeSelector": placement.node_selector,
         "tolerations": placement.tolerations,
     });
@@ -252,20 +252,28 @@ fn volumes(desired: &Desired, member: &Member) -> Vec<Value> {
     volumes
 }
 
-fn spread(desired: &Desired) -> Vec<Value> {
-    let when = match desired.spec.placement.spread {
-        Spread::None => return Vec::new(),
-        Spread::Preferred => "ScheduleAnyway",
-        Spread::Required => "DoNotSchedule",
-    };
-    let over = |key: &str, when: &str| {
+/// Affinity, not `topologySpreadConstraints`: the scheduler leaves nodes without a zone label out of *all* soft spread
+/// constraints of a Pod (kubernetes/pkg/scheduler/framework/plugins/podtopologyspread/scoring.go, `IgnoredNodes`), so
+/// that on bare metal members would share nodes; and a skew of 1 lets four members share three nodes.
+fn affinity(desired: &Desired) -> Value {
+    let apart = |key: &str| {
         json!({
-            "maxSkew": 1,
             "topologyKey": key,
-            "whenUnsatisfiable": when,
             "labelSelector": {"matchLabels": {names::CLUSTER: desired.name}},
         })
     };
+    let rather_apart = |key: &str, weight: u8| json!({"weight": weight, "podAffinityTerm": apart(key)});
+    let (host, zone) = ("kubernetes.io/hostname", "topology.kubernetes.io/zone");
     // Zones are never required: a Kubernetes cluster of one zone must still run five members.
-    vec![over("kubernetes.io/hostname", when), over("topology.kubernetes.io/zone", "ScheduleAnyway")]
+    let rules = match desired.spec.placement.spread {
+        Spread::None => return json!({}),
+        Spread::Preferred => json!({
+            "preferredDuringSchedulingIgnoredDuringExecution": [rather_apart(host, 100), rather_apart(zone, 50)],
+        }),
+        Spread::Required => json!({
+            "requiredDuringSchedulingIgnoredDuringExecution": [apart(host)],
+            "preferredDuringSchedulingIgnoredDuringExecution": [rather_apart(zone, 50)],
+        }),
+    };
+    json!({"podAntiAffinity": rules})
 }

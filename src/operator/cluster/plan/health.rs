@@ -50,13 +50,23 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
         return None; // It starts for the first time: nothing is wrong yet.
     }
     let silence = observed.survey.get(name)?.as_ref().err()?;
-    let how = pod
-        .last_exit
-        .as_ref()
-        .map_or_else(|| format!("does not answer: {silence}"), super::super::observed::GuardReport::sentence);
-    let reason = if pod.running { Reason::MemberDown } else { Reason::EtcdFailed };
-    let next = "The kubelet starts it again; its data stay as they are.";
-    Some(Finding::waiting(reason, Some(name), format!("{name}: {how}. {next}")))
+    let (reason, message) = match &pod.last_exit {
+        // While the container restarts in a circle it is mostly running: the sentence must not change with it.
+        Some(report) if pod.ended_recently || !pod.running => (
+            Reason::EtcdFailed,
+            format!(
+                "{name}: {}. The kubelet starts it again; its data stay as they are.",
+                report.sentence().trim_end_matches('.')
+            ),
+        ),
+        Some(_) | None => (
+            Reason::MemberDown,
+            format!(
+                "{name} does not answer: {silence}. An etcd that has just started answers nobody before a majority of the members runs; if the others do, look at its log and its node."
+            ),
+        ),
+    };
+    Some(Finding::waiting(reason, Some(name), message))
 }
 
 /// The guard's causes are reasons of ours; one that we do not know is reported as it is.
@@ -75,8 +85,8 @@ fn refused(name: &str, report: &super::super::observed::GuardReport) -> Finding 
     // These two pass by themselves when the other process ends or DNS answers.
     let stalled = !matches!(reason, Reason::VolumeInUse | Reason::NameUnresolved);
     let message = format!(
-        "The guard does not start etcd of {name}: {} See `kubectl quorate explain {reason}`.",
-        report.sentence()
+        "The guard does not start etcd of {name}: {}. See `kubectl quorate explain {reason}`.",
+        report.sentence().trim_end_matches('.')
     );
     Finding { reason, member: Some(name.to_owned()), message, stalled }
 }
