@@ -10,5 +10,6 @@ mod bad_input;
 mod bootstrap;
 mod guard;
 mod install;
+mod readme;
 mod recovery;
 mod sizes;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::control_plane;
 use crate::network::inside;
 use crate::node;
-use crate::process::{find, in_control_group, kill, run};
+use crate::process::{in_control_group, kill, run};
 use crate::state::Cluster;
 
 /// Marks the rules that `heal` takes away.
@@ -17,14 +17,14 @@ const COMMENT: [&str; 4] = ["-m", "comment", "--comment", "quorate-fault"];
 /// A node loses its power: kubelet, runtime and every container end at once, and its cable is dead.
 pub(crate) fn kill_node(cluster: &Cluster, node: u8) -> Result<()> {
     cut(cluster, node)?;
-    kill(|| node_processes(cluster, node))?;
+    kill(|| node::processes(cluster, node, ""))?;
     kill(|| in_control_group(&format!("/{}/", cluster.control_group(node))))
 }
 
 /// It comes back, with its disk as it was.
 pub(crate) fn restart_node(cluster: &Cluster, node: u8, programs: &Path) -> Result<()> {
     heal(cluster, node)?;
-    if node_processes(cluster, node).is_empty() {
+    if node::processes(cluster, node, "").is_empty() {
         node::start_containerd(cluster, node, programs)?;
         node::start_kubelet(cluster, node, programs)?;
         node::start_proxy(cluster, node, programs)?;
@@ -34,23 +34,8 @@ pub(crate) fn restart_node(cluster: &Cluster, node: u8, programs: &Path) -> Resu
 
 /// Only the kubelet is started anew.
 pub(crate) fn restart_kubelet(cluster: &Cluster, node: u8, programs: &Path) -> Result<()> {
-    let kubelets = || in_network(cluster, node, find(&cluster.name, "kubelet"));
-    kill(kubelets)?;
+    kill(|| node::processes(cluster, node, "kubelet"))?;
     node::start_kubelet(cluster, node, programs)
-}
-
-fn node_processes(cluster: &Cluster, node: u8) -> Vec<u32> {
-    in_network(cluster, node, find(&cluster.name, ""))
-}
-
-/// Those that live in the node's network namespace.
-fn in_network(cluster: &Cluster, node: u8, pids: Vec<u32>) -> Vec<u32> {
-    use std::os::unix::fs::MetadataExt;
-    let number = |path: &str| std::fs::metadata(path).map(|data| data.ino()).ok();
-    let wanted = number(&format!("/run/netns/{}", cluster.namespace(node)));
-    pids.into_iter()
-        .filter(|pid| wanted.is_some() && number(&format!("/proc/{pid}/ns/net")) == wanted)
-        .collect()
 }
 
 /// Nothing goes in or out any more.

@@ -1,5 +1,6 @@
 //! Up, down, status.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::control_plane::{self, kubectl};
-use crate::process::{find, finish, in_control_group, kill, run, tail, wait};
+use crate::process::{find, finish, in_control_group, kill, marked, run, tail, wait};
 use crate::state::{Cluster, lock};
 use crate::{certificates, images, network, node, programs, storage};
 
@@ -155,6 +156,28 @@ pub(crate) fn load_into_kind(name: &str) -> Result<()> {
         finish(Command::new("kind").args(["load", "image-archive", "--name", name]).arg(image))?;
     }
     Ok(())
+}
+
+/// What clusters leave on a machine while they are up: processes, mounts, namespaces, links, control groups, folders.
+pub(crate) fn traces() -> BTreeSet<String> {
+    let names = |folder: &str| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>()
+    };
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let groups =
+        node::hierarchies().into_iter().flat_map(|hierarchy| names(&hierarchy.display().to_string()));
+    let folders = [
+        "/run/netns",
+        "/sys/class/net",
+        "/var/lib/quorate",
+        "/run/quorate",
+        "/run/containerd/s",
+        "/var/lib/cni/results",
+    ];
+    let all = mounts.lines().map(str::to_owned).chain(groups).chain(folders.into_iter().flat_map(names));
+    let ours = all.filter(|trace| ["quorate", "cni", "containerd"].iter().any(|word| trace.contains(word)));
+    ours.chain(marked().iter().map(|pid| format!("process {pid}"))).collect()
 }
 
 /// A line for each cluster.

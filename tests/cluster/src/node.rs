@@ -1,6 +1,9 @@
-//! A node: containerd, kubelet and kube-proxy in a network namespace.
+//! A node: containerd, kubelet and kube-proxy in a network namespace and a mount namespace of its own.
+//!
+//! **Invariant:** whatever the node or its Pods mount is seen by nobody else, and is gone with the node's last process.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -9,8 +12,15 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::images::PAUSE;
-use crate::process::{finish, start, tail, wait};
+use crate::process::{find, finish, start, tail, wait};
 use crate::state::Cluster;
+
+/// Folders at paths that containerd, its shims, the kubelet and network plugins insist on: each node has its own.
+const FIXED: [&str; 5] =
+    ["/run/containerd", "/run/netns", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers"];
+
+/// Puts each first of two folders in the second's place, then becomes the program after the dashes.
+const OWN_FOLDERS: &str = "while [ \"$1\" != -- ]; do mkdir -p \"$1\" \"$2\"; mount --bind \"$1\" \"$2\"; shift 2; done; shift; exec \"$@\"";
 
 /// Starts a node with `images` loaded. It joins by itself.
 pub(crate) fn up(cluster: &Cluster, node: u8, programs: &Path, images: &[PathBuf]) -> Result<()> {
@@ -32,7 +42,7 @@ pub(crate) fn up(cluster: &Cluster, node: u8, programs: &Path, images: &[PathBuf
     start_proxy(cluster, node, programs)
 }
 
-/// Starts containerd and waits for its socket.
+/// Starts containerd, in a mount namespace that begins with it, and waits for its socket.
 pub(crate) fn start_containerd(cluster: &Cluster, node: u8, programs: &Path) -> Result<()> {
     let socket = cluster.container_socket(node);
     if socket.exists() {
@@ -40,16 +50,26 @@ pub(crate) fn start_containerd(cluster: &Cluster, node: u8, programs: &Path) -> 
     }
     let log = cluster.log(&format!("containerd-n{node}"));
     let configuration = cluster.path(&format!("n{node}/containerd.toml"));
-    start(&cluster.name, &log, inside(cluster, node, programs, "containerd").arg("-c").arg(configuration))?;
+    let mut command = inside(cluster, node, programs);
+    command.args(["unshare", "--mount", "--propagation", "private", "sh", "-ec", OWN_FOLDERS, "sh"]);
+    for path in FIXED {
+        command.arg(cluster.path(&format!("n{node}/host{path}"))).arg(path);
+    }
+    command.arg("--").arg(programs.join("containerd")).arg("-c").arg(configuration);
+    start(&cluster.name, &log, &mut command)?;
     wait("containerd listens", Duration::from_secs(30), || Ok(socket.exists().then_some(())))
         .with_context(|| tail(&log))
 }
 
-/// Starts the kubelet.
+/// Starts the kubelet, where it sees containerd's mounts and containerd its.
 pub(crate) fn start_kubelet(cluster: &Cluster, node: u8, programs: &Path) -> Result<()> {
     let folder = cluster.path(&format!("n{node}"));
-    let mut command = inside(cluster, node, programs, "kubelet");
+    let containerd = processes(cluster, node, "containerd");
+    let containerd = containerd.first().context("containerd has ended")?;
+    let mut command = inside(cluster, node, programs);
     command
+        .args(["nsenter", &format!("--mount=/proc/{containerd}/ns/mnt")])
+        .arg(programs.join("kubelet"))
         .arg(format!("--config={}", folder.join("kubelet.yaml").display()))
         .arg(format!("--kubeconfig={}", cluster.path(&format!("pki/n{node}.kubeconfig")).display()))
         .arg(format!("--root-dir={}", folder.join("kubelet").display()))
@@ -63,17 +83,27 @@ pub(crate) fn start_kubelet(cluster: &Cluster, node: u8, programs: &Path) -> Res
 pub(crate) fn start_proxy(cluster: &Cluster, node: u8, programs: &Path) -> Result<()> {
     let configuration = format!("--config={}", cluster.path(&format!("n{node}/proxy.yaml")).display());
     let log = cluster.log(&format!("proxy-n{node}"));
-    start(&cluster.name, &log, inside(cluster, node, programs, "kube-proxy").arg(configuration))
+    let mut command = inside(cluster, node, programs);
+    start(&cluster.name, &log, command.arg(programs.join("kube-proxy")).arg(configuration))
 }
 
-/// A program in the node's network, with our runtime first on the PATH.
-fn inside(cluster: &Cluster, node: u8, programs: &Path, program: &str) -> Command {
+/// Pids of the node's own processes whose program has that name; all of them for "". (Those in Pods have networks of
+/// their own.)
+pub(crate) fn processes(cluster: &Cluster, node: u8, program: &str) -> Vec<u32> {
+    let number = |path: &str| fs::metadata(path).map(|data| data.ino()).ok();
+    let network = number(&format!("/run/netns/{}", cluster.namespace(node)));
+    let mut pids = find(&cluster.name, program);
+    pids.retain(|pid| network.is_some() && number(&format!("/proc/{pid}/ns/net")) == network);
+    pids
+}
+
+/// The words for a program in the node's network, with our runtime first on the PATH.
+fn inside(cluster: &Cluster, node: u8, programs: &Path) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("nsenter");
     command
         .env("PATH", format!("{}:{path}", programs.display()))
-        .arg(format!("--net=/run/netns/{}", cluster.namespace(node)))
-        .arg(programs.join(program));
+        .arg(format!("--net=/run/netns/{}", cluster.namespace(node)));
     command
 }
 
@@ -191,6 +221,7 @@ fn kubelet(cluster: &Cluster, node: u8) -> Value {
         "clusterDomain": "cluster.local",
         "resolvConf": "",
         "podLogsDir": folder.join("pods"),
+        "volumePluginDir": folder.join("plugins"),
         "staticPodPath": folder.join("manifests"),
         "tlsCertFile": cluster.path(&format!("pki/n{node}.crt")),
         "tlsPrivateKeyFile": cluster.path(&format!("pki/n{node}.key")),

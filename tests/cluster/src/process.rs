@@ -69,6 +69,15 @@ pub(crate) fn find(cluster: &str, program: &str) -> Vec<u32> {
     })
 }
 
+/// Pids of the processes of all clusters.
+pub(crate) fn marked() -> Vec<u32> {
+    let mark = format!("{MARK}=");
+    pids(|process| {
+        let environment = fs::read(process.join("environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(mark.as_bytes()))
+    })
+}
+
 /// Pids of processes in a control group whose path contains `part`.
 pub(crate) fn in_control_group(part: &str) -> Vec<u32> {
     pids(|process| fs::read_to_string(process.join("cgroup")).unwrap_or_default().contains(part))

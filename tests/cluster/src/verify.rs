@@ -1,5 +1,6 @@
 //! `cargo verify`: every check, from cheap to dear, on a cluster of its own.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -56,11 +57,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     tally.step("tests", &stop, &mut cargo(&["test", "--locked", "--workspace"]))?;
     if tally.failed() == 0 {
         let name = format!("verify-{}", std::process::id());
+        let before = lifecycle::traces();
         let outcome = on_a_cluster(&name, &mut tally, &stop, &programs, &tool, &cargo);
         if options.keep && tally.failed() > 0 {
             println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
         } else {
+            let begun = Instant::now();
             lifecycle::down(&name)?;
+            tally.cleanliness(begun, &before);
         }
         outcome?;
     }
@@ -110,6 +114,21 @@ impl Tally {
 
     fn failed(&self) -> u64 {
         self.steps.iter().map(|(.., failed)| failed).sum()
+    }
+
+    /// After `down` there must be nothing that was not there before `up`.
+    fn cleanliness(&mut self, begun: Instant, before: &BTreeSet<String>) {
+        let after = lifecycle::traces();
+        let left: Vec<_> = after.difference(before).collect();
+        for trace in &left {
+            println!("left behind: {trace}");
+        }
+        self.done(
+            "down, nothing left behind",
+            begun,
+            u64::from(left.is_empty()),
+            u64::from(!left.is_empty()),
+        );
     }
 
     /// Runs a command, passes its output on, and counts the tests that it tells of.
