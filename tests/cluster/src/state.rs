@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,20 @@ pub(crate) struct Cluster {
 }
 
 /// Held while a cluster is brought up or taken down.
-pub(crate) struct Lock(#[expect(dead_code, reason = "the lock lasts as long as the file is open")] File);
+pub(crate) struct Lock {
+    path: PathBuf,
+    /// The lock lasts as long as it is open.
+    file: File,
+}
+
+impl Lock {
+    /// Gives it back, and its file too.
+    pub(crate) fn remove(self) -> Result<()> {
+        fs::remove_file(&self.path)?;
+        drop(self.file);
+        Ok(())
+    }
+}
 
 impl Cluster {
     /// The cluster of that name, if anything of it exists.
@@ -45,13 +59,17 @@ impl Cluster {
         if nodes == 0 || nodes > MOST_NODES {
             bail!("--nodes must be between 1 and {MOST_NODES}");
         }
+        // Two that come up at the same time must not find the same slot free; the folder itself is the lock.
+        let all = File::open(RUN)?;
+        all.lock()?;
         let taken: BTreeSet<u8> = Self::all()?.into_iter().map(|cluster| cluster.slot).collect();
         let slot = (0..SLOTS).find(|slot| !taken.contains(slot));
         let slot = slot.with_context(|| format!("{SLOTS} clusters are up already; take one down first"))?;
         let cluster = Self { name: name.to_owned(), slot, nodes, default_back_off };
         fs::create_dir_all(cluster.path("log"))?;
         fs::create_dir_all(cluster.run())?;
-        fs::write(cluster.path("state.json"), serde_json::to_string(&cluster)?)?;
+        fs::write(cluster.path("state.draft"), serde_json::to_string(&cluster)?)?;
+        fs::rename(cluster.path("state.draft"), cluster.path("state.json"))?;
         Ok(cluster)
     }
 
@@ -148,9 +166,15 @@ pub(crate) fn lock(name: &str) -> Result<Lock> {
         bail!("--name must be 1 to 30 lower-case letters, digits and hyphens");
     }
     fs::create_dir_all(RUN)?;
-    let file = File::create(Path::new(RUN).join(format!(".{name}.lock")))?;
-    file.try_lock().map_err(|_| anyhow::anyhow!("another command is working on the cluster {name:?}"))?;
-    Ok(Lock(file))
+    let path = Path::new(RUN).join(format!(".{name}.lock"));
+    let file = File::create(&path)?;
+    // A file that was removed after it was opened locks nobody out.
+    let is_there = || fs::metadata(&path).ok()?.ino().eq(&file.metadata().ok()?.ino()).then_some(());
+    let locked = file.try_lock().is_ok() && is_there().is_some();
+    if !locked {
+        bail!("another command is working on the cluster {name:?}");
+    }
+    Ok(Lock { path, file })
 }
 
 #[cfg(test)]
