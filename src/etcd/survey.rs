@@ -93,7 +93,7 @@ pub async fn survey(members: BTreeMap<String, Address>, identity: Option<&Client
 
 async fn ask(address: &Address, identity: Option<&ClientIdentity>) -> Result<Answer, Silence> {
     let mut client = connect(address, identity).await.map_err(|error| chain(&error))?;
-    let status = client.status().await.map_err(|error| chain(&error))?;
+    let status = client.status().await.map_err(|error| words(&error))?;
     let header = status.header().ok_or("a status without a header")?;
     Ok(Answer {
         cluster_id: ClusterId(header.cluster_id()),
@@ -138,9 +138,20 @@ async fn ask_quorum(client: &mut Client) -> Result<QuorumAnswer, etcd_client::Er
     Ok(QuorumAnswer { members, alarms })
 }
 
+/// What etcd said, or the way to it. A gRPC status would show its code as prose and its causes as structures.
+fn words(error: &etcd_client::Error) -> String {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => with_causes(status.message().to_owned(), status),
+        other => chain(other),
+    }
+}
+
 /// An error and its causes in one line.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    with_causes(error.to_string(), error)
+}
+
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(source) = cause {
         let source_text = source.to_string();
