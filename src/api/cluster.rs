@@ -166,6 +166,8 @@ pub struct EtcdClusterSpec {
     /// it more memory than quotaBackend. Default: requests of 100m CPU and 256Mi memory, no limits. An edit
     /// applies to new Pods.
     #[serde(default = "default_resources")]
+    #[x_kube(validation = rules::resources_are_quantities())]
+    #[x_kube(validation = rules::requests_fit_limits())]
     pub resources: ResourceRequirements,
     /// On which nodes members run. An edit applies to new Pods.
     #[serde(default)]

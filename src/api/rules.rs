@@ -260,6 +260,31 @@ pub(super) fn quota_is_enough() -> Rule {
     )
 }
 
+pub(super) fn resources_are_quantities() -> Rule {
+    let good = |map: &str| {
+        format!(
+            "(!has(self.{map}) || self.{map}.all(name, isQuantity(self.{map}[name]) && \
+             quantity(self.{map}[name]).sign() >= 0))"
+        )
+    };
+    Rule::new(format!("{} && {}", good("requests"), good("limits"))).message(
+        "resources.requests and resources.limits must be amounts that are not negative. Use such as cpu: 500m or \
+         memory: 1Gi.",
+    )
+}
+
+pub(super) fn requests_fit_limits() -> Rule {
+    Rule::new(
+        "!has(self.requests) || !has(self.limits) || self.requests.all(name, !(name in self.limits) || \
+         !isQuantity(self.requests[name]) || !isQuantity(self.limits[name]) || \
+         quantity(self.requests[name]).compareTo(quantity(self.limits[name])) <= 0)",
+    )
+    .message(
+        "resources.requests may not be above resources.limits of the same name. Lower the request or raise the \
+         limit.",
+    )
+}
+
 pub(super) fn retention_is_a_duration() -> Rule {
     explained(
         format!(

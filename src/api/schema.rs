@@ -13,6 +13,11 @@ const LONGEST_VALUE: i64 = 4096;
 /// Most entries of a map whose declaration says nothing else; the apiserver counts a rule's cost by it.
 const MOST_ENTRIES: i64 = 64;
 
+/// Most resources of a container: CPU, memory, ephemeral storage, huge pages.
+const MOST_AMOUNTS: i64 = 16;
+/// Longest amount, with room.
+const LONGEST_AMOUNT: i64 = 32;
+
 /// Every CRD of this project.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
     vec![etcd_cluster()]
@@ -31,6 +36,11 @@ fn etcd_cluster() -> CustomResourceDefinition {
         if let Some(resources) = property(root, &["spec", "resources"]) {
             // Refers to a part of the Pod that we do not offer.
             resources.properties.get_or_insert_default().remove("claims");
+            for map in ["requests", "limits"] {
+                if let Some(map) = property(resources, &[map]) {
+                    bound_amounts(map);
+                }
+            }
         }
         if let Some(arguments) = property(root, &["spec", "extraArgs"]) {
             arguments.max_properties = Some(MOST_ENTRIES);
@@ -68,6 +78,15 @@ fn unwrap_paragraphs(schema: &mut JSONSchemaProps) {
 
 fn property<'a>(schema: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSchemaProps> {
     path.iter().try_fold(schema, |schema, name| schema.properties.as_mut()?.get_mut(*name))
+}
+
+/// The apiserver counts the cost of a rule by the sizes that it may meet.
+fn bound_amounts(map: &mut JSONSchemaProps) {
+    map.max_properties = Some(MOST_AMOUNTS);
+    if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut map.additional_properties {
+        value.max_length = Some(LONGEST_AMOUNT);
+        value.description = Some("An amount, such as 500m, 2 or 1Gi.".to_owned());
+    }
 }
 
 fn bound_values(map: &mut JSONSchemaProps) {

@@ -140,10 +140,10 @@ async fn ask_quorum(client: &mut Client) -> Result<QuorumAnswer, etcd_client::Er
 
 /// What etcd said, or the way to it. A gRPC status would show its code as prose and its causes as structures.
 fn words(error: &etcd_client::Error) -> String {
-    match error {
-        etcd_client::Error::GRpcStatus(status) => with_causes(status.message().to_owned(), status),
-        other => chain(other),
+    if let etcd_client::Error::GRpcStatus(status) = error {
+        return with_causes(status.message().to_owned(), status);
     }
+    chain(error)
 }
 
 /// An error and its causes in one line.

@@ -27,6 +27,8 @@ pub struct Context {
     /// Highest (term, index) surveyed, by EtcdCluster UID and member. Kept here between two writes of the
     /// status, which are rare by design.
     marks: Mutex<HashMap<(String, String), (u64, u64)>>,
+    /// Passes that failed in a row, by EtcdCluster UID.
+    failures: Mutex<HashMap<String, u32>>,
 }
 
 /// The right to write: held for as long as the lease was renewed, and not a moment longer.
@@ -50,7 +52,15 @@ impl Context {
     ) -> Self {
         let reporter = Reporter { controller: "quorate".to_owned(), instance: None };
         let recorder = Recorder::new(client.clone(), reporter);
-        Self { client, recorder, guard_image, metrics, authority, marks: Mutex::default() }
+        Self {
+            client,
+            recorder,
+            guard_image,
+            metrics,
+            authority,
+            marks: Mutex::default(),
+            failures: Mutex::default(),
+        }
     }
 
     /// The only clock.
@@ -66,8 +76,22 @@ impl Context {
         *known
     }
 
+    /// Counts a failed pass; returns how many failed in a row before it.
+    pub fn failed(&self, cluster_uid: &str) -> u32 {
+        let mut failures = self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let count = failures.entry(cluster_uid.to_owned()).or_default();
+        *count += 1;
+        *count - 1
+    }
+
+    /// A pass did not fail.
+    pub fn succeeded(&self, cluster_uid: &str) {
+        self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(cluster_uid);
+    }
+
     /// Forgets a cluster that is gone.
     pub fn forget(&self, cluster_uid: &str) {
+        self.succeeded(cluster_uid);
         let mut marks = self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         marks.retain(|(uid, _), _| uid != cluster_uid);
     }

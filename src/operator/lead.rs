@@ -70,7 +70,9 @@ impl Candidate {
         loop {
             tokio::time::sleep(RETRY).await;
             let held = match self.attempt().await {
-                Ok(held) => held,
+                Ok(true) => true,
+                // Somebody wrote the Lease since it was read, perhaps only a label: a second look tells who holds it.
+                Ok(false) => matches!(self.attempt().await, Ok(true)),
                 Err(error) => {
                     tracing::warn!(error = %crate::etcd::survey::chain(&error), "cannot renew the lease");
                     self.authority.check().is_ok()

@@ -155,7 +155,7 @@ async fn controller(scope: Scope, context: Arc<Context>) {
         .watches(scope.api::<Service>(client), ours.clone(), |service| named(&service))
         .watches(scope.api::<ConfigMap>(client), ours, |config| named(&config));
     clusters
-        .run(measured, |_, error, context| backed_off(error, &context), context.clone())
+        .run(measured, |object, error, context| backed_off(&object, error, &context), context.clone())
         .for_each(async |result| {
             if let Err(error) = result {
                 tracing::warn!(error = %chain(&error), "reconcile ended with an error");
@@ -171,13 +171,18 @@ fn named<K: ResourceExt>(child: &K) -> Option<ObjectRef<EtcdCluster>> {
 
 async fn measured(object: Arc<EtcdCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let begun = Instant::now();
+    let uid = object.uid().unwrap_or_default();
     let result = reconcile(object, context.clone()).await;
+    if result.is_ok() {
+        context.succeeded(&uid);
+    }
     let word = result.as_ref().map_or_else(ReconcileError::word, |_| "success");
     context.metrics.duration.observe(begun.elapsed().as_secs_f64());
     context.metrics.reconciles.get_or_create(&ReconcileLabels { kind: "EtcdCluster", result: word }).inc();
     result
 }
 
-fn backed_off(error: &ReconcileError, _context: &Context) -> Action {
-    Action::requeue(pause_after(error, 2, rand::random::<f64>()).max(Duration::from_millis(10)))
+fn backed_off(object: &EtcdCluster, error: &ReconcileError, context: &Context) -> Action {
+    let failures = context.failed(&object.uid().unwrap_or_default());
+    Action::requeue(pause_after(error, failures, rand::random::<f64>()).max(Duration::from_millis(10)))
 }

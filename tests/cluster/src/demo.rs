@@ -1,6 +1,8 @@
 //! `cargo demo`: from nothing to a running etcd cluster, with every step and its time told.
 
 use std::fmt::Display;
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::process::{finish, wait};
-use crate::programs::checkout;
+use crate::programs::{cache, checkout};
 use crate::state::Cluster;
 use crate::{images, lifecycle, programs, setup};
 
@@ -58,8 +60,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     place.show()?;
     println!("\nTotal: {:.0} s", total.elapsed().as_secs_f64());
-    place.how_to_go_on(options);
-    Ok(())
+    place.how_to_go_on(options)
 }
 
 fn built_in() -> Result<Place> {
@@ -185,26 +186,43 @@ impl Place {
         Ok(said)
     }
 
-    fn how_to_go_on(&self, options: &Options) {
+    fn how_to_go_on(&self, options: &Options) -> Result<()> {
         println!("\nGo on:");
-        if let (Some(kubeconfig), Some(etcdctl)) = (&self.kubeconfig, &self.etcdctl) {
-            let programs = etcdctl.parent().unwrap_or(etcdctl);
+        if let Some(kubeconfig) = &self.kubeconfig {
             println!("  export KUBECONFIG={}", kubeconfig.display());
-            println!("  export PATH={}:{}:$PATH", programs.display(), etcdctl.display());
         }
+        let programs = self.etcdctl.iter().flat_map(|etcdctl| [etcdctl.parent().unwrap_or(etcdctl), etcdctl]);
+        let folders: Vec<_> = programs.map(|folder| folder.display().to_string()).collect();
+        println!(
+            "  export PATH={}:$PATH",
+            [&[plugin()?.display().to_string()], folders.as_slice()].concat().join(":")
+        );
         println!("  kubectl get etcdclusters");
         println!(
-            "  cargo run --quiet -- status main --watch      # and, in another terminal: kubectl delete pod main-1"
+            "  kubectl quorate status main --watch      # and, in another terminal: kubectl delete pod main-1"
         );
-        println!("  cargo run --quiet -- ctl main -- put hello world");
-        println!("  cargo run --quiet -- ctl main -- get hello");
+        println!("  kubectl quorate ctl main -- put hello world");
+        println!("  kubectl quorate ctl main -- get hello");
         println!("Clean up:");
         match (options.kind, options.here) {
             (true, _) => println!("  kind delete cluster --name quorate-demo"),
             (_, true) => println!("  kubectl delete etcdcluster main; kubectl delete -f deploy/install.yaml"),
             _ => println!("  cargo cluster down --name {NAME}"),
         }
+        Ok(())
     }
+}
+
+/// A folder with the program under the name by which kubectl finds it.
+fn plugin() -> Result<PathBuf> {
+    let folder = cache()?.join("plugin");
+    fs::create_dir_all(&folder)?;
+    let link = folder.join("kubectl-quorate");
+    if link.is_symlink() {
+        fs::remove_file(&link)?;
+    }
+    symlink(images::build("quorate")?, &link)?;
+    Ok(folder)
 }
 
 /// Does one step and tells how long it took.
