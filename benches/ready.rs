@@ -36,20 +36,29 @@ const CLUSTER: &str = "bench";
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let own = std::env::var_os("KUBECONFIG").is_none();
-    let kubeconfig = if own { start() } else { PathBuf::from(std::env::var_os("KUBECONFIG").unwrap()) };
+    let named = std::env::var_os("KUBECONFIG");
+    let own = named.is_none().then_some(Own);
+    let kubeconfig = named.map_or_else(start, PathBuf::from);
     let options = kube::config::KubeConfigOptions::default();
     let file = kube::config::Kubeconfig::read_from(&kubeconfig).unwrap();
     let config = kube::Config::from_custom_kubeconfig(file, &options).await.unwrap();
-    let bench = Bench { client: Client::try_from(config).unwrap(), kubectl: kubectl(own), kubeconfig };
+    let bench =
+        Bench { client: Client::try_from(config).unwrap(), kubectl: kubectl(own.is_some()), kubeconfig };
     bench.install();
     let runs = bench.runs().await;
-    if own {
-        tool(&["down", "--name", CLUSTER]);
-    }
+    drop(own);
     let table = table(&runs);
     println!("{table}");
     write_section("ready", &table);
+}
+
+/// A cluster of our own is taken down, also when the bench fails.
+struct Own;
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        tool(&["down", "--name", CLUSTER]);
+    }
 }
 
 struct Bench {

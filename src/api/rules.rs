@@ -264,7 +264,7 @@ pub(super) fn resources_are_quantities() -> Rule {
     let good = |map: &str| {
         format!(
             "(!has(self.{map}) || self.{map}.all(name, isQuantity(self.{map}[name]) && \
-             quantity(self.{map}[name]).sign() >= 0))"
+             !quantity(self.{map}[name]).isLessThan(quantity('0'))))"
         )
     };
     Rule::new(format!("{} && {}", good("requests"), good("limits"))).message(
