@@ -3,6 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "a test that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 
@@ -13,4 +14,5 @@ mod crds;
 mod examples;
 mod install;
 mod offline;
+mod plan;
 mod tidy;
