@@ -1,12 +1,16 @@
 //! Stories that disturb the whole Kubernetes, so that no other may run beside them. Tests run in the order of their
 //! names: these come first, when nothing has to wait for others to end.
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::support::{cluster_tool, eventually, identities, story_alone};
+
+/// Who takes the lease, and never renews it.
+const THIEF: &str = "somebody-else";
 
 #[tokio::test]
 async fn a_restart_of_the_apiserver_changes_nothing() {
@@ -28,6 +32,40 @@ async fn a_restart_of_the_apiserver_changes_nothing() {
         assert_eq!(identities(&story.healthy().await), before);
         assert_eq!(eventually("the apiserver answers", uids).await, pods, "Pods were made anew");
         assert_eq!((story.count("main-0", "key-").await, story.count("main-0", "after-").await), (50, 50));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_operator_whose_lease_is_taken_writes_nothing_more_and_starts_again() {
+    story_alone("lease-taken", async |story| {
+        let leases: Api<Lease> = Api::namespaced(story.client.clone(), "quorate-system");
+        let holder = async || leases.get("quorate-operator").await.unwrap().spec?.holder_identity;
+        let operators: Api<Pod> = Api::namespaced(story.client.clone(), "quorate-system");
+        let first = eventually("somebody holds the lease", holder).await;
+        let restarts = async || {
+            let status = operators.get(&first).await.unwrap().status?;
+            Some(status.container_statuses?.first()?.restart_count)
+        };
+        let before = eventually("the holder is an operator", restarts).await;
+        let taken = Patch::Merge(json!({"spec": {"holderIdentity": THIEF, "leaseDurationSeconds": 15}}));
+        leases.patch("quorate-operator", &PatchParams::default(), &taken).await.unwrap();
+        let again = async || restarts().await.filter(|count| *count > before);
+        eventually("the operator that lost the lease has ended", again).await;
+
+        story.create(json!({"replicas": 1})).await;
+        let mut looks = 0;
+        let free = async || {
+            let bootstrap = story.status().await.bootstrap;
+            // Asked after the status: while it is still the thief's, nobody else may have written that.
+            let free = holder().await.as_deref() != Some(THIEF);
+            looks += 1;
+            assert!(free || bootstrap.is_none(), "written without the lease: {bootstrap:?}");
+            free.then_some(())
+        };
+        eventually("the lease has run out and an operator holds it", free).await;
+        assert!(looks > 5, "the lease was looked at only {looks} times");
+        story.healthy().await;
     })
     .await;
 }

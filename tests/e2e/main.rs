@@ -2,6 +2,10 @@
 //! disks or kill processes, QUORATE_CLUSTER and QUORATE_CLUSTER_TOOL as `cargo verify` does).
 
 #![expect(clippy::print_stderr, reason = "a failed story tells what it saw")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a story that cannot go on panics; clippy exempts only the test functions themselves"
+)]
 
 mod support;
 

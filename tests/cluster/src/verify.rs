@@ -52,7 +52,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         command
     };
     tally.step("format", &stop, &mut cargo(&["fmt", "--all", "--check"]))?;
-    let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    let lints =
+        ["clippy", "--locked", "--workspace", "--all-targets", "--test", "e2e", "--", "-D", "warnings"];
     tally.step("lints", &stop, &mut cargo(&lints))?;
     tally.step("tests", &stop, &mut cargo(&["test", "--locked", "--workspace"]))?;
     if tally.failed() == 0 {
