@@ -4,6 +4,8 @@
 #![expect(clippy::print_stderr, reason = "a failed story tells what it saw")]
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
     reason = "a story that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 

@@ -21,25 +21,25 @@ use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
 /// Longest wait for anything: far above what a loaded machine of two cores needs.
-pub const DEADLINE: Duration = Duration::from_secs(150);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(150);
 
 /// A namespace of its own on the cluster of KUBECONFIG.
-pub struct Story {
-    pub client: Client,
-    pub namespace: String,
+pub(crate) struct Story {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
 }
 
 /// Held by every story; alone by one that disturbs the whole Kubernetes.
 static KUBERNETES: RwLock<()> = RwLock::const_new(());
 
 /// Runs a story in a fresh namespace with Pod Security `restricted`; on failure tells what was there.
-pub async fn story(name: &str, tell: impl AsyncFnOnce(&Story)) {
+pub(crate) async fn story(name: &str, tell: impl AsyncFnOnce(&Story)) {
     let _shared = KUBERNETES.read().await;
     in_namespace(name, tell).await;
 }
 
 /// Runs a story while no other runs.
-pub async fn story_alone(name: &str, tell: impl AsyncFnOnce(&Story)) {
+pub(crate) async fn story_alone(name: &str, tell: impl AsyncFnOnce(&Story)) {
     let _alone = KUBERNETES.write().await;
     in_namespace(name, tell).await;
 }
@@ -82,7 +82,7 @@ fn install() {
 }
 
 /// Runs kubectl; a failure fails the story with its words.
-pub fn kubectl(arguments: &[&str]) -> String {
+pub(crate) fn kubectl(arguments: &[&str]) -> String {
     let output = Command::new("kubectl").args(arguments).output().expect("kubectl is on the PATH");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
@@ -94,7 +94,7 @@ pub fn kubectl(arguments: &[&str]) -> String {
 }
 
 /// Runs the test cluster's tool (`cargo cluster …`) on the cluster under test.
-pub fn cluster_tool(arguments: &[&str]) {
+pub(crate) fn cluster_tool(arguments: &[&str]) {
     let tool = std::env::var("QUORATE_CLUSTER_TOOL").expect("QUORATE_CLUSTER_TOOL is set by `cargo verify`");
     let name = std::env::var("QUORATE_CLUSTER").expect("QUORATE_CLUSTER is set by `cargo verify`");
     let status = Command::new(tool).args(arguments).args(["--name", &name]).status().expect("the tool runs");
@@ -102,7 +102,7 @@ pub fn cluster_tool(arguments: &[&str]) {
 }
 
 /// Asks until there is an answer; the deadline fails the story with `what`.
-pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(Duration::from_millis(200));
     loop {
@@ -115,7 +115,7 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
 }
 
 impl Story {
-    pub fn api<K>(&self) -> Api<K>
+    pub(crate) fn api<K>(&self) -> Api<K>
     where
         K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
     {
@@ -123,11 +123,11 @@ impl Story {
     }
 
     /// Creates an EtcdCluster `main`.
-    pub async fn create(&self, spec: Value) -> EtcdCluster {
+    pub(crate) async fn create(&self, spec: Value) -> EtcdCluster {
         self.create_annotated(spec, json!({})).await
     }
 
-    pub async fn create_annotated(&self, spec: Value, annotations: Value) -> EtcdCluster {
+    pub(crate) async fn create_annotated(&self, spec: Value, annotations: Value) -> EtcdCluster {
         let object = json!({
             "apiVersion": "quorate.dev/v1alpha1",
             "kind": "EtcdCluster",
@@ -138,21 +138,21 @@ impl Story {
     }
 
     /// Changes the spec.
-    pub async fn patch(&self, spec: Value) {
+    pub(crate) async fn patch(&self, spec: Value) {
         let patch = Patch::Merge(json!({"spec": spec}));
         self.api::<EtcdCluster>().patch("main", &PatchParams::default(), &patch).await.unwrap();
     }
 
-    pub async fn cluster(&self) -> EtcdCluster {
+    pub(crate) async fn cluster(&self) -> EtcdCluster {
         self.api().get("main").await.unwrap()
     }
 
-    pub async fn status(&self) -> EtcdClusterStatus {
+    pub(crate) async fn status(&self) -> EtcdClusterStatus {
         self.cluster().await.status.unwrap_or_default()
     }
 
     /// Waits until the newest spec is observed and everything is well.
-    pub async fn healthy(&self) -> EtcdClusterStatus {
+    pub(crate) async fn healthy(&self) -> EtcdClusterStatus {
         let is_healthy = async || {
             let cluster = self.cluster().await;
             let status = cluster.status.unwrap_or_default();
@@ -163,7 +163,7 @@ impl Story {
     }
 
     /// Waits until a condition has that reason; returns its message.
-    pub async fn condition(&self, type_: &str, reason: &str) -> String {
+    pub(crate) async fn condition(&self, type_: &str, reason: &str) -> String {
         let found = async || {
             let status = self.status().await;
             let condition = status.conditions.into_iter().find(|condition| condition.type_ == type_)?;
@@ -173,7 +173,7 @@ impl Story {
     }
 
     /// Waits until a member's health has that word; returns its message.
-    pub async fn member_health(&self, member: &str, word: &str) -> String {
+    pub(crate) async fn member_health(&self, member: &str, word: &str) -> String {
         let found = async || {
             let status = self.status().await;
             let member = status.members.into_iter().find(|status| status.name == member)?;
@@ -182,12 +182,12 @@ impl Story {
         eventually(&format!("{member} is {word}"), found).await
     }
 
-    pub async fn pod(&self, name: &str) -> Option<Pod> {
+    pub(crate) async fn pod(&self, name: &str) -> Option<Pod> {
         self.api::<Pod>().get_opt(name).await.unwrap()
     }
 
     /// Deletes a Pod and waits until that very Pod is gone.
-    pub async fn delete_pod(&self, name: &str) {
+    pub(crate) async fn delete_pod(&self, name: &str) {
         let pod = self.pod(name).await.unwrap();
         self.api::<Pod>().delete(name, &DeleteParams::default()).await.unwrap();
         let gone = async || (self.pod(name).await.and_then(|now| now.uid()) != pod.uid()).then_some(());
@@ -195,7 +195,7 @@ impl Story {
     }
 
     /// The folder on the host that holds a member's volume.
-    pub async fn volume(&self, member: &str) -> PathBuf {
+    pub(crate) async fn volume(&self, member: &str) -> PathBuf {
         let claim: PersistentVolumeClaim = self.api().get(member).await.unwrap();
         let volume = claim.spec.and_then(|spec| spec.volume_name).expect("the volume is bound");
         let volume: PersistentVolume = Api::all(self.client.clone()).get(&volume).await.unwrap();
@@ -205,7 +205,7 @@ impl Story {
     }
 
     /// Names and addresses of the members' Pods that have one.
-    pub async fn addresses(&self) -> BTreeMap<String, Address> {
+    pub(crate) async fn addresses(&self) -> BTreeMap<String, Address> {
         let selector = ListParams::default().labels("quorate.dev/cluster=main");
         let pods: Vec<Pod> = self.api::<Pod>().list(&selector).await.unwrap().items;
         let address = |pod: &Pod| {
@@ -217,7 +217,7 @@ impl Story {
     }
 
     /// The certificate that applications get.
-    pub async fn identity(&self) -> ClientIdentity {
+    pub(crate) async fn identity(&self) -> ClientIdentity {
         let secret: Secret = self.api().get("main-client").await.unwrap();
         let data = secret.data.unwrap();
         let field = |name: &str| data.get(name).expect("the client Secret is whole").0.clone();
@@ -225,13 +225,13 @@ impl Story {
     }
 
     /// A client of one member.
-    pub async fn etcd(&self, member: &str) -> Etcd {
+    pub(crate) async fn etcd(&self, member: &str) -> Etcd {
         let address = self.addresses().await.remove(member).expect("the member has an address");
         connect(&address, Some(&self.identity().await)).await.expect("the member takes connections")
     }
 
     /// Writes `count` keys `<prefix><number>` through any member that takes them; returns when all are acknowledged.
-    pub async fn write(&self, prefix: &str, count: usize) {
+    pub(crate) async fn write(&self, prefix: &str, count: usize) {
         let identity = self.identity().await;
         let mut written = 0;
         let mut next = async || {
@@ -251,13 +251,13 @@ impl Story {
     }
 
     /// How many keys with that prefix a linearizable read finds.
-    pub async fn count(&self, member: &str, prefix: &str) -> i64 {
+    pub(crate) async fn count(&self, member: &str, prefix: &str) -> i64 {
         let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
         self.etcd(member).await.get(prefix, Some(options)).await.unwrap().count()
     }
 
     /// Runs one command of etcd's image in a Pod of its own, with the client Secret mounted; its exit code and words.
-    pub async fn run_in_pod(&self, command: &[&str]) -> (i32, String) {
+    pub(crate) async fn run_in_pod(&self, command: &[&str]) -> (i32, String) {
         let name = format!("run-{:06x}", rand::random::<u32>() & 0xff_ffff);
         let pod = json!({
             "apiVersion": "v1",
@@ -292,7 +292,7 @@ impl Story {
     }
 
     /// etcdctl in a Pod, through the Service, with the client Secret.
-    pub async fn etcdctl(&self, arguments: &[&str]) -> (i32, String) {
+    pub(crate) async fn etcdctl(&self, arguments: &[&str]) -> (i32, String) {
         let endpoint = format!("--endpoints=https://main.{}.svc:2379", self.namespace);
         let mut command = vec![
             "/usr/local/bin/etcdctl",
@@ -322,7 +322,7 @@ impl Story {
 }
 
 /// Identities of a cluster: its ID and those of its members.
-pub fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(String, Option<String>)>) {
+pub(crate) fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(String, Option<String>)>) {
     let members =
         status.members.iter().map(|member| (member.name.clone(), member.member_id.clone())).collect();
     (status.cluster_id.clone(), members)
@@ -330,7 +330,7 @@ pub fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(String, O
 
 /// Kills -9 every process of a Pod whose command line contains `what`. Processes are found by their cgroup, so none
 /// of another Pod, or of another cluster on this machine, is ever hit.
-pub fn kill_in_pod(pod_uid: &str, what: &str) -> usize {
+pub(crate) fn kill_in_pod(pod_uid: &str, what: &str) -> usize {
     let mut killed = 0;
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let path = entry.path();
@@ -346,7 +346,7 @@ pub fn kill_in_pod(pod_uid: &str, what: &str) -> usize {
 }
 
 /// Copies a folder with everything in it, owners and modes too.
-pub fn copy(from: &std::path::Path, to: &std::path::Path) {
+pub(crate) fn copy(from: &std::path::Path, to: &std::path::Path) {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
     assert!(status.success(), "cannot copy {} to {}", from.display(), to.display());
 }

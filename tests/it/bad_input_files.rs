@@ -11,18 +11,18 @@ use serde_json::Value;
 
 /// One thing that must be refused.
 #[derive(Debug)]
-pub struct Case {
+pub(crate) struct Case {
     /// Name of the file.
-    pub file: String,
+    pub(crate) file: String,
     /// Part of the message.
-    pub expect: String,
+    pub(crate) expect: String,
     /// The object that is refused, last; before it, if it is about a change, the object that exists already.
-    pub documents: Vec<Value>,
+    pub(crate) documents: Vec<Value>,
 }
 
 /// All of them, in the order of their names. Panics on a file that is not of the form above: it would test
 /// nothing.
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/bad");
     let entries = std::fs::read_dir(&folder).expect("the folder with bad input exists");
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("a folder can be read").path()).collect();

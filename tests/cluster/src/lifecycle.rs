@@ -76,7 +76,7 @@ fn is_up(cluster: &Cluster, programs: &Path) -> bool {
 
 /// Takes everything of a cluster away. One that does not exist is no error.
 pub(crate) fn down(name: &str) -> Result<()> {
-    let lock = lock(name)?;
+    let _lock = lock(name)?;
     match Cluster::load(name)? {
         None => eprintln!("there is no cluster {name}"),
         Some(cluster) => {
@@ -84,7 +84,7 @@ pub(crate) fn down(name: &str) -> Result<()> {
             eprintln!("the cluster {name} is gone");
         }
     }
-    lock.remove()
+    Ok(())
 }
 
 /// Processes first (kubelets start containers again), then what they used, the record last.

@@ -25,19 +25,19 @@ pub(crate) struct Cluster {
     pub(crate) default_back_off: bool,
 }
 
-/// Held while a cluster is brought up or taken down.
+/// Held while a cluster is brought up or taken down. Its file goes with the cluster.
 pub(crate) struct Lock {
     path: PathBuf,
+    record: PathBuf,
     /// The lock lasts as long as it is open.
-    file: File,
+    _file: File,
 }
 
-impl Lock {
-    /// Gives it back, and its file too.
-    pub(crate) fn remove(self) -> Result<()> {
-        fs::remove_file(&self.path)?;
-        drop(self.file);
-        Ok(())
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !self.record.exists() {
+            drop(fs::remove_file(&self.path));
+        }
     }
 }
 
@@ -174,7 +174,7 @@ pub(crate) fn lock(name: &str) -> Result<Lock> {
     if !locked {
         bail!("another command is working on the cluster {name:?}");
     }
-    Ok(Lock { path, file })
+    Ok(Lock { path, record: Path::new(ROOT).join(name).join("state.json"), _file: file })
 }
 
 #[cfg(test)]
