@@ -1,7 +1,7 @@
 //! What every reconcile may use: the client, the clock, the right to write, the metrics, and marks seen.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kube::Client;
@@ -70,7 +70,7 @@ impl Context {
 
     /// Raises the mark of a member; returns the highest ever seen by this process.
     pub fn raise_mark(&self, cluster_uid: &str, member: &str, mark: (u64, u64)) -> (u64, u64) {
-        let mut marks = self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut marks = lock(&self.marks);
         let known = marks.entry((cluster_uid.to_owned(), member.to_owned())).or_default();
         *known = (*known).max(mark);
         *known
@@ -78,7 +78,7 @@ impl Context {
 
     /// Counts a failed pass; returns how many failed in a row before it.
     pub fn failed(&self, cluster_uid: &str) -> u32 {
-        let mut failures = self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut failures = lock(&self.failures);
         let count = failures.entry(cluster_uid.to_owned()).or_default();
         *count += 1;
         *count - 1
@@ -86,13 +86,13 @@ impl Context {
 
     /// A pass did not fail.
     pub fn succeeded(&self, cluster_uid: &str) {
-        self.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(cluster_uid);
+        lock(&self.failures).remove(cluster_uid);
     }
 
     /// Forgets a cluster that is gone.
     pub fn forget(&self, cluster_uid: &str) {
         self.succeeded(cluster_uid);
-        let mut marks = self.marks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut marks = lock(&self.marks);
         marks.retain(|(uid, _), _| uid != cluster_uid);
     }
 }
@@ -100,17 +100,22 @@ impl Context {
 impl Authority {
     /// Extends the right until `until`.
     pub fn extend(&self, until: Instant) {
-        *self.until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(until);
+        *lock(&self.until) = Some(until);
     }
 
     /// Gives it up at once.
     pub fn revoke(&self) {
-        *self.until.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *lock(&self.until) = None;
     }
 
     /// Asked before every write.
     pub fn check(&self) -> Result<(), NoAuthority> {
-        let until = *self.until.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let until = *lock(&self.until);
         if until.is_some_and(|until| Instant::now() < until) { Ok(()) } else { Err(NoAuthority) }
     }
+}
+
+/// A panic elsewhere leaves these values whole: each is changed in one step.
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -59,23 +59,25 @@ pub(crate) fn start(cluster: &str, log: &Path, command: &mut Command) -> Result<
 
 /// Pids of a cluster's processes whose program has that name; all of them for "".
 pub(crate) fn find(cluster: &str, program: &str) -> Vec<u32> {
-    let mark = format!("{MARK}={cluster}");
     pids(|process| {
-        let environment = fs::read(process.join("environ")).unwrap_or_default();
-        let marked = environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
         let command = fs::read_to_string(process.join("cmdline")).unwrap_or_default();
         let name = command.split('\0').next().unwrap_or_default();
-        marked && (program.is_empty() || name.rsplit('/').next() == Some(program))
+        mark(process).as_deref() == Some(cluster)
+            && (program.is_empty() || name.rsplit('/').next() == Some(program))
     })
 }
 
 /// Pids of the processes of all clusters.
 pub(crate) fn marked() -> Vec<u32> {
-    let mark = format!("{MARK}=");
-    pids(|process| {
-        let environment = fs::read(process.join("environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(mark.as_bytes()))
-    })
+    pids(|process| mark(process).is_some())
+}
+
+/// The cluster that a process belongs to.
+fn mark(process: &Path) -> Option<String> {
+    let environment = fs::read(process.join("environ")).ok()?;
+    let mut variables = environment.split(|byte| *byte == 0);
+    let value = variables.find_map(|variable| variable.strip_prefix(format!("{MARK}=").as_bytes()))?;
+    Some(String::from_utf8_lossy(value).into_owned())
 }
 
 /// Pids of processes in a control group whose path contains `part`.
