@@ -15,3 +15,4 @@ mod install;
 mod offline;
 mod plan;
 mod tidy;
+mod world;

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::Secret;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::desired::Desired;
+use super::observed::{Record, Volume, VolumeState};
 use crate::etcd::connect::ClientIdentity;
 use crate::operator::names;
 
@@ -92,6 +93,21 @@ pub enum LeafState {
     Unjudged,
     /// It must be made again, and why.
     Renew(String),
+}
+
+/// The members that need a certificate: those on record, and those whose volume waits for them to join.
+pub fn holders(desired: &Desired, record: &Record, volumes: &BTreeMap<String, Volume>) -> Vec<String> {
+    let joins = |volume: &Volume| {
+        volume.state == VolumeState::Joining && volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
+    };
+    let joining = volumes.iter().filter(|(_, volume)| joins(volume)).map(|(name, _)| name.clone());
+    let mut holders = record.member_names(&desired.name);
+    if record.cluster_id.is_some() {
+        holders.extend(joining);
+        holders.sort();
+        holders.dedup();
+    }
+    holders
 }
 
 /// The leafs that a cluster with these members needs.

@@ -1,18 +1,20 @@
 //! Certificates, Services, PodDisruptionBudget and ConfigMap.
 
-use super::super::credentials::{Authority, LeafState, SecretState, wanted};
+use super::super::credentials::{Authority, LeafState, SecretState, holders, wanted};
 use super::super::desired::Desired;
 use super::super::manifests::{network, says_all};
 use super::super::observed::Observed;
+use super::membership::{is_promotion_next, next_size};
+use super::roster::Roster;
 use super::{Ensure, Finding, Plan};
 use crate::api::reason::Reason;
 use crate::operator::names;
 
 pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let authority = if desired.tls() { certificates(desired, observed, plan) } else { None };
-    let members = observed.record.member_names(&desired.name);
+    let voters = voters_to_protect(desired, observed);
     for (kind, manifest) in
-        network::all(desired, members.len(), authority.map(|pem| pem.client.certificate.as_str()))
+        network::all(desired, voters, authority.map(|pem| pem.client.certificate.as_str()))
     {
         let name = manifest.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or_default();
         let found = observed.children.get(&(kind, name.to_owned()));
@@ -20,6 +22,15 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             plan.ensure.push(Ensure::Apply { kind, manifest });
         }
     }
+}
+
+/// As many as vote now or after the step that is next, whichever is more; from the record while nobody can tell.
+fn voters_to_protect(desired: &Desired, observed: &Observed) -> usize {
+    let Some(roster) = Roster::of(desired, observed) else { return observed.record.voters(&desired.name) };
+    let now = roster.voters.len();
+    let next =
+        if is_promotion_next(desired, observed, &roster) { next_size(now, desired.replicas) } else { now };
+    now.max(next)
 }
 
 /// Authorities are made once, before anything trusts them; leafs as often as needed.
@@ -55,7 +66,7 @@ fn certificates<'a>(desired: &Desired, observed: &'a Observed, plan: &mut Plan) 
 }
 
 fn leafs(desired: &Desired, observed: &Observed, plan: &mut Plan) {
-    for leaf in wanted(desired, &observed.record.member_names(&desired.name)) {
+    for leaf in wanted(desired, &holders(desired, &observed.record, &observed.volumes)) {
         match observed.credentials.leafs.get(&leaf.secret) {
             Some(LeafState::Good(_) | LeafState::Unjudged) => {}
             Some(LeafState::Renew(_)) | None => plan.ensure.push(Ensure::Leaf(leaf)),
