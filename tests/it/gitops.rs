@@ -6,7 +6,7 @@ use quorate::api::cluster::EtcdClusterStatus;
 use quorate::operator::cluster::desired::Desired;
 use quorate::operator::cluster::observed::Observed;
 use quorate::operator::cluster::plan::plan;
-use quorate::operator::cluster::status::status;
+use quorate::operator::cluster::status::{recorded, status};
 use serde_json::{Value, json};
 
 use crate::judges::{argo, kstatus};
@@ -57,6 +57,21 @@ fn an_edit_is_in_progress_until_the_operator_has_seen_it() {
     assert_eq!(judged(&edited), ("InProgress", "Progressing".to_owned()));
 }
 
+/// Between the two there may be seconds: a tool that waits must not go on.
+#[test]
+fn a_record_that_is_written_ahead_of_an_act_is_in_progress() {
+    let mut object = object(&json!({}), false);
+    let desired = Desired::of(&object, "quorate:test").unwrap();
+    let finished = told(&json!({}), &healthy(), 0);
+    let finished: EtcdClusterStatus = serde_json::from_value(finished["status"].clone()).unwrap();
+    let edited = EtcdClusterStatus { observed_generation: Some(2), ..finished };
+    for before in [EtcdClusterStatus::default(), edited] {
+        object.status = Some(recorded(&before, &desired, &healthy().record));
+        let object = serde_json::to_value(&object).unwrap();
+        assert_eq!(judged(&object), ("InProgress", "Progressing".to_owned()), "{}", object["status"]);
+    }
+}
+
 #[test]
 fn a_first_start_is_in_progress_and_fails_after_its_deadline() {
     assert_eq!(judged(&told(&json!({}), &nothing(), 1)), ("InProgress", "Progressing".to_owned()));
@@ -99,6 +114,24 @@ fn a_spec_that_cannot_be_used_is_a_failure_that_was_seen() {
     let status = quorate::operator::cluster::status::invalid(&before, &object, &error, Timestamp::UNIX_EPOCH);
     object.status = Some(status);
     assert_eq!(judged(&serde_json::to_value(&object).unwrap()), ("Failed", "Degraded".to_owned()));
+}
+
+#[test]
+fn what_argo_cd_and_flux_are_pointed_at_exists() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = 0;
+    for file in ["argocd/applications.yaml", "flux/kustomizations.yaml", "flux/operator/release.yaml"] {
+        let text = std::fs::read_to_string(root.join("deploy").join(file)).unwrap();
+        for part in text.split("\n---\n") {
+            let object = crate::offline::yaml(part);
+            let folder = ["/spec/source/path", "/spec/path", "/spec/chart/spec/chart"];
+            for folder in folder.iter().filter_map(|pointer| object.pointer(pointer)?.as_str()) {
+                assert!(root.join(folder).is_dir(), "{file}: there is no {folder}");
+                folders += 1;
+            }
+        }
+    }
+    assert_eq!(folders, 5);
 }
 
 /// kstatus' own rules, as its tests have them.
