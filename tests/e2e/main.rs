@@ -13,9 +13,9 @@ mod judges;
 mod support;
 
 mod alone;
+mod alone_chart;
 mod bad_input;
 mod bootstrap;
-mod chart;
 mod gitops;
 mod guard;
 mod install;

@@ -1,5 +1,5 @@
 //! The Helm chart on a real apiserver: everything that it can render is accepted, and an operator that it installs for
-//! one namespace looks after that one only.
+//! one namespace looks after that one only. By its name among the first, as one of the two runs alone.
 
 use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
@@ -124,7 +124,7 @@ async fn installed(story: &Story, other: &str) {
     let unwatched: Api<EtcdCluster> = Api::namespaced(story.client.clone(), other);
     let object = json!({"apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdCluster", "metadata": {"name": "main"}, "spec": {}});
     unwatched.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
-    // With a class by name, so that the right to read classes is used.
+    // While its volume is unbound the operator reads the storage class, which is in no namespace.
     story.create(json!({"replicas": 1})).await;
     let before = identities(&story.healthy().await);
     let status = unwatched.get("main").await.unwrap().status.unwrap_or_default();
