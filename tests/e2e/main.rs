@@ -9,11 +9,14 @@
     reason = "a story that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 
+mod judges;
 mod support;
 
 mod alone;
+mod alone_chart;
 mod bad_input;
 mod bootstrap;
+mod gitops;
 mod guard;
 mod install;
 mod readme;

@@ -27,7 +27,7 @@ const CLUSTER: ClusterId = ClusterId(0xc1);
 /// Pictures looked at for each rule: 10,000 take a second.
 const SEEDS: u64 = 10_000;
 
-fn desired(annotations: &Value, spec: &Value) -> Desired {
+pub(crate) fn desired(annotations: &Value, spec: &Value) -> Desired {
     let mut spec = spec.clone();
     spec["tls"] = json!({"mode": "Disabled"});
     let metadata = json!({
@@ -40,7 +40,7 @@ fn desired(annotations: &Value, spec: &Value) -> Desired {
     Desired::of(&object, "quorate:test").unwrap()
 }
 
-fn nothing() -> Observed {
+pub(crate) fn nothing() -> Observed {
     Observed {
         record: Record::default(),
         volumes: BTreeMap::new(),
@@ -70,7 +70,7 @@ fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
     }
 }
 
-fn pod(name: &str) -> MemberPod {
+pub(crate) fn pod(name: &str) -> MemberPod {
     MemberPod {
         uid: format!("pod-{name}"),
         resource_version: "9".to_owned(),
@@ -147,7 +147,7 @@ fn cluster(voters: &[u64], learners: &[u64]) -> Observed {
 }
 
 /// Three members on record, all well.
-fn healthy() -> Observed {
+pub(crate) fn healthy() -> Observed {
     cluster(&[0, 1, 2], &[])
 }
 
@@ -155,7 +155,7 @@ fn bootstrap() -> BootstrapStatus {
     BootstrapStatus { incarnation: 0, serials: vec![0, 1, 2], token: format!("test/main/{UID}") }
 }
 
-fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
+pub(crate) fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
     let of_kind = |ensure: &'a Ensure| match ensure {
         Ensure::Create { kind, manifest } if *kind == wanted => Some(manifest),
         Ensure::Create { .. } | Ensure::Authority | Ensure::Leaf(_) | Ensure::Apply { .. } => None,

@@ -28,6 +28,7 @@ pub fn status(
 ) -> EtcdClusterStatus {
     let picture = Picture::of(desired, observed, findings);
     let mut status = recorded(before, desired, &observed.record);
+    status.observed_generation = Some(desired.generation);
     let members = members(observed, &picture);
     let leader = members.iter().find(|member| member.role == "leader");
     status.leader = leader.map(|member| member.name.clone());
@@ -49,10 +50,11 @@ pub fn status(
     status
 }
 
-/// The status before anything of it is known but the record: what is written ahead of an act.
+/// The status before anything of it is known but the record: what is written ahead of an act. It says nothing yet of
+/// the generation, so it does not count as observed: with the conditions of before, or none, it would look finished.
 pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) -> EtcdClusterStatus {
     let mut status = before.clone();
-    status.observed_generation = Some(desired.generation);
+    status.observed_generation = before.observed_generation.or(Some(-1));
     status.bootstrap.clone_from(&record.bootstrap);
     status.cluster_id = record.cluster_id.map(|id| id.to_string());
     status.selector = Some(format!("{}={}", names::CLUSTER, desired.name));
