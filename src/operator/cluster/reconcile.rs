@@ -134,13 +134,14 @@ async fn pass(
     }
     let mut findings = plan.findings.clone();
     let applied = apply(context, &desired, &observed, &plan).await;
+    // Nothing can ever be made in it again; its end is heard of.
     if applied.as_ref().is_err_and(ApplyError::namespace_ends) {
-        return Ok(Pass::Done(Action::requeue(QUIET)));
+        return Ok(Pass::Done(Action::await_change()));
     }
     if let Err(error @ ApplyError::Refused { .. }) = &applied
         && !error.is_conflict()
     {
-        findings.insert(0, Finding::refused(&chain(error)));
+        findings.insert(0, Finding::refused(&refusal(error)));
     }
     let after = status::status(&before, &desired, &observed, &findings, context.now());
     measure(context, object, &after, Some((&desired, &observed)));
@@ -171,9 +172,11 @@ async fn tell_unreadable(
     let get = tokio::time::timeout(REQUEST_DEADLINE, dynamic.get(name)).await;
     let found = get.map_err(|_| ReconcileError::Deadline)?.map_err(ReconcileError::Get)?;
     let of = |spec: &Value| {
-        let mut object = serde_json::to_value(&found)?;
-        object["spec"] = spec.clone();
-        serde_json::from_value::<EtcdCluster>(object)
+        let mut object = found.clone();
+        if let Some(fields) = object.data.as_object_mut() {
+            fields.insert("spec".to_owned(), spec.clone());
+        }
+        serde_json::from_value::<EtcdCluster>(serde_json::to_value(object)?)
     };
     let unreadable = |source| ReconcileError::Get(kube::Error::SerdeError(source));
     let object = of(&json!({})).map_err(unreadable)?;
@@ -214,6 +217,14 @@ async fn write_status(
     write(context, "write the status of", format!("EtcdCluster {name}"), request).await?;
     publish(context, object, transitions(before, &after)).await;
     Ok(())
+}
+
+/// What the apiserver said, without the rest of its answer.
+fn refusal(error: &ApplyError) -> String {
+    if let ApplyError::Refused { source: kube::Error::Api(status), .. } = error {
+        return format!("{error}: {}", status.message);
+    }
+    chain(error)
 }
 
 type Notes = Vec<(Reason, String)>;
