@@ -68,26 +68,26 @@ type Labels = Vec<(&'static str, String)>;
 type ClusterGauge = (&'static str, &'static str, fn(&ClusterSample) -> Vec<(Labels, i64)>);
 
 const CLUSTER_GAUGES: [ClusterGauge; 6] = [
-    ("cluster_ready", "1 while the cluster is Ready", |sample| vec![(vec![], i64::from(sample.ready))]),
-    ("cluster_members", "Members on record (known) and healthy ones", |sample| {
+    ("cluster_ready", "1 while the cluster is Ready.", |sample| vec![(vec![], i64::from(sample.ready))]),
+    ("cluster_members", "Members on record (known) and healthy ones.", |sample| {
         let of = |state: &str, count| (vec![("state", state.to_owned())], count);
         vec![of("known", sample.known), of("healthy", sample.healthy)]
     }),
-    ("cluster_quorum_margin", "How many more voters may fail; -1: quorum is lost", |sample| {
+    ("cluster_quorum_margin", "How many more voters may fail; -1: quorum is lost.", |sample| {
         vec![(vec![], sample.margin)]
     }),
-    ("cluster_condition", "1 for each condition as it is", |sample| {
+    ("cluster_condition", "1 for each condition as it is.", |sample| {
         let labels = |(type_, status, reason): &(String, String, String)| {
             vec![("type", type_.clone()), ("status", status.clone()), ("reason", reason.clone())]
         };
         sample.conditions.iter().map(|condition| (labels(condition), 1)).collect()
     }),
-    ("cluster_db_bytes", "Size of the largest database of a member, and the quota of each", |sample| {
+    ("cluster_db_bytes", "Size of the largest database of a member, and the quota of each.", |sample| {
         let known = [("size", sample.db_size_bytes), ("quota", sample.db_quota_bytes)];
         let known = known.into_iter().filter_map(|(type_, bytes)| Some((type_, bytes?)));
         known.map(|(type_, bytes)| (vec![("type", type_.to_owned())], bytes)).collect()
     }),
-    ("cluster_cert_expiry_timestamp_seconds", "End of the first certificate to end, by its use", |sample| {
+    ("cluster_cert_expiry_timestamp_seconds", "End of the first certificate to end, by its use.", |sample| {
         let ends = sample.certificate_ends.iter();
         ends.map(|(usage, end)| (vec![("use", (*usage).to_owned())], *end)).collect()
     }),

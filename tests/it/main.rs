@@ -12,6 +12,7 @@ mod bad_input_files;
 mod crds;
 mod examples;
 mod install;
+mod metrics;
 mod offline;
 mod plan;
 mod tidy;
