@@ -1,7 +1,7 @@
 //! Stories on a real Kubernetes: `cargo verify` starts one, or set KUBECONFIG (and, for the stories that damage
 //! disks or kill processes, QUORATE_CLUSTER and QUORATE_CLUSTER_TOOL as `cargo verify` does).
 
-#![expect(clippy::print_stderr, reason = "a failed story tells what it saw")]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "stories tell what they saw and measured")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -9,6 +9,7 @@
     reason = "a story that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 
+mod operator;
 mod support;
 
 mod alone;
@@ -16,6 +17,8 @@ mod bad_input;
 mod bootstrap;
 mod guard;
 mod install;
+mod many;
+mod quiet;
 mod readme;
 mod recovery;
 mod sizes;
