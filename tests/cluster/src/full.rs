@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::process::{command, finish};
 use crate::programs::{cache, checkout, hex, short};
-use crate::verify::{Options, Setting, Tally, short_form};
+use crate::verify::{Options, Setting, Tally, on_a_cluster, short_form};
 
 /// What takes long, from cheap to dear.
 const PARTS: &[Part] = &[
@@ -139,7 +139,7 @@ impl Part {
     fn run(&self, cluster: &str, options: &Options, setting: &Setting, tally: &mut Tally) -> Result<()> {
         match self.run {
             Run::Cargo(words) => self.step(setting, tally, &mut setting.cargo(words)),
-            Run::Stories(filter) => setting.on_a_cluster(cluster, options, tally, |cluster, tally| {
+            Run::Stories(filter) => on_a_cluster(cluster, options, tally, |cluster, tally| {
                 self.step(setting, tally, setting.stories(cluster, 1).arg(filter))
             }),
         }

@@ -85,7 +85,7 @@ pub(crate) fn short_form(options: &Options, setting: &Setting, tally: &mut Tally
         return Ok(());
     }
     let name = format!("verify-{}", std::process::id());
-    setting.on_a_cluster(&name, options, tally, |cluster, tally| {
+    on_a_cluster(&name, options, tally, |cluster, tally| {
         tally.step("stories on it", stop, &mut setting.stories(cluster, 6))?;
         let begun = Instant::now();
         let shown = demo::show(cluster, &setting.programs);
@@ -120,39 +120,33 @@ impl Setting {
             .env("PATH", format!("{programs}:{}:{path}", etcd.display()));
         command
     }
+}
 
-    /// Brings a cluster up, does what is to be done on it, and takes it down.
-    pub(crate) fn on_a_cluster(
-        &self,
-        name: &str,
-        options: &Options,
-        tally: &mut Tally,
-        work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
-    ) -> Result<()> {
-        let before = lifecycle::traces();
-        let outcome = self.on(name, tally, work);
-        if options.keep && (outcome.is_err() || tally.failed() > 0) {
-            println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
-        } else {
-            let begun = Instant::now();
-            lifecycle::down(name)?;
-            tally.cleanliness(begun, &before);
-        }
-        outcome
-    }
-
-    fn on(
-        &self,
-        name: &str,
-        tally: &mut Tally,
-        work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
-    ) -> Result<()> {
+/// Brings a cluster up, does what is to be done on it, and takes it down.
+pub(crate) fn on_a_cluster(
+    name: &str,
+    options: &Options,
+    tally: &mut Tally,
+    work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
+) -> Result<()> {
+    let before = lifecycle::traces();
+    let outcome = on(name, tally, work);
+    if options.keep && (outcome.is_err() || tally.failed() > 0) {
+        println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
+    } else {
         let begun = Instant::now();
-        let cluster = lifecycle::up(name, 3, false)?;
-        lifecycle::load(&cluster)?;
-        tally.done("a Kubernetes of three nodes", begun, 1, 0);
-        work(&cluster, tally)
+        lifecycle::down(name)?;
+        tally.cleanliness(begun, &before);
     }
+    outcome
+}
+
+fn on(name: &str, tally: &mut Tally, work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>) -> Result<()> {
+    let begun = Instant::now();
+    let cluster = lifecycle::up(name, 3, false)?;
+    lifecycle::load(&cluster)?;
+    tally.done("a Kubernetes of three nodes", begun, 1, 0);
+    work(&cluster, tally)
 }
 
 impl Tally {
