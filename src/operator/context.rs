@@ -37,7 +37,7 @@ pub struct Context {
 #[derive(Clone, Copy, Debug, Default)]
 struct Failures {
     count: u32,
-    /// When it is tried again, unless the spec is changed before.
+    /// No event brings it back before, unless the spec was changed.
     until: Option<Instant>,
     /// The generation that failed.
     generation: Option<i64>,
@@ -102,7 +102,7 @@ impl Context {
         lock(&self.failures).get(uid).map_or(0, |failures| failures.count)
     }
 
-    /// Another one failed, of that generation; it is tried again after `pause`.
+    /// Another one failed, of that generation; no event brings it back within `pause`.
     pub fn failed(&self, uid: &str, generation: Option<i64>, pause: Duration) {
         let count = self.failures(uid).saturating_add(1);
         let failures = Failures { count, until: Instant::now().checked_add(pause), generation };

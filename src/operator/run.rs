@@ -186,7 +186,6 @@ async fn measured(object: Arc<Seen<EtcdCluster>>, context: Arc<Context>) -> Resu
     let begun = Instant::now();
     let uid = object.uid().unwrap_or_default();
     context.meet(&object.namespace().unwrap_or_default(), &object.name_any(), &uid);
-    // What fails writes its status, which is heard here again: without this it would be tried again at once.
     if let Some(left) = context.pause_left(&uid, object.metadata.generation) {
         return Ok(Action::requeue(left));
     }
@@ -218,7 +217,11 @@ fn backed_off(object: &Seen<EtcdCluster>, error: &ReconcileError, context: &Cont
     let uid = object.uid().unwrap_or_default();
     let pause = pause_after(error, context.failures(&uid), rand::random::<f64>());
     let pause = pause.max(Duration::from_millis(10));
-    context.failed(&uid, object.metadata.generation, pause);
+    context.failed(
+        &uid,
+        object.metadata.generation,
+        if error.wakes_itself() { pause } else { Duration::ZERO },
+    );
     Action::requeue(pause)
 }
 

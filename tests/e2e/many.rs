@@ -184,19 +184,20 @@ async fn condition(story: &Story, name: &str, type_: &str) -> String {
     eventually(&format!("{name} has the condition {type_}"), message).await
 }
 
-/// What is refused is tried again later and later: a full pause of 30 s has at most three tries in any minute.
+/// What is refused is tried again later and later: pauses grow to between 15 and 30 s, so in the end there are at most
+/// three tries in any 30 s.
 async fn back_off_is_kept(bad: &Story) {
     let mut since = Timestamp::now();
     let tries =
         |since| writes(since).into_iter().filter(|write| write.object.starts_with(&bad.namespace)).count();
-    let window = Duration::from_secs(40);
+    let window = Duration::from_secs(30);
     let rare = async || {
         let begun = Instant::now();
         since = Timestamp::now();
         tokio::time::sleep(window).await;
         let (tries, time) = (tries(since), begun.elapsed().as_secs());
         measured(&format!("a cluster whose volumes are refused: {tries} writes in {time} s"));
-        (tries <= 4).then_some(())
+        (tries <= 3).then_some(())
     };
     eventually("back-off has grown", rare).await;
 }

@@ -66,6 +66,15 @@ impl ReconcileError {
             Self::Panic(_) => "panic",
         }
     }
+
+    /// Whether something was written that wakes this very reconcile again: a status that tells of the refusal, the
+    /// part of a plan that was not refused. Without a pause that holds, it would be tried again at once, for ever.
+    pub fn wakes_itself(&self) -> bool {
+        match self {
+            Self::Get(_) | Self::Deadline | Self::Observe(_) => false,
+            Self::Apply(_) | Self::Panic(_) => true,
+        }
+    }
 }
 
 enum Pass {
