@@ -433,7 +433,7 @@ fn no_picture_makes_the_planner_break_an_invariant() {
         let plan = plan(&desired, &observed);
         acted += usize::from(plan.step.is_some() || !created(&plan, "Pod").is_empty());
         let rule = broken(&desired, &observed, &plan);
-        assert_eq!(rule, None, "seed {seed}:\n{observed:#?}\n{plan:#?}");
+        assert_eq!(rule, None, "seed {seed}: {desired:#?}\n{observed:#?}\n{plan:#?}");
     }
     assert!(acted > 1000, "only {acted} plans did anything: the search looks at too little");
 }
