@@ -36,8 +36,20 @@ pub struct Context {
     /// Highest (term, index) surveyed, by EtcdCluster UID and member. Kept here between two writes of the
     /// status, which are rare by design.
     marks: Mutex<HashMap<(String, String), (u64, u64)>>,
-    /// Passes that failed in a row, by EtcdCluster UID.
-    failures: Mutex<HashMap<String, u32>>,
+    /// Reconciles that failed in a row, by EtcdCluster UID.
+    failures: Mutex<HashMap<String, Failures>>,
+    /// UIDs by namespace and name, so that what is kept by UID can be forgotten when only a name is left.
+    uids: Mutex<HashMap<(String, String), String>>,
+}
+
+/// Reconciles of one EtcdCluster that failed in a row.
+#[derive(Clone, Copy, Debug, Default)]
+struct Failures {
+    count: u32,
+    /// No event brings it back before, unless the spec was changed.
+    until: Option<Instant>,
+    /// The generation that failed.
+    generation: Option<i64>,
 }
 
 /// Desired + Observed → Plan.
@@ -80,6 +92,7 @@ impl Context {
             clock,
             marks: Mutex::default(),
             failures: Mutex::default(),
+            uids: Mutex::default(),
         }
     }
 
@@ -96,24 +109,50 @@ impl Context {
         *known
     }
 
-    /// Counts a failed pass; returns how many failed in a row before it.
-    pub fn failed(&self, cluster_uid: &str) -> u32 {
-        let mut failures = lock(&self.failures);
-        let count = failures.entry(cluster_uid.to_owned()).or_default();
-        *count += 1;
-        *count - 1
+    /// A cluster is worked on. What is remembered of an earlier one of its name is forgotten.
+    pub fn meet(&self, namespace: &str, name: &str, uid: &str) {
+        let earlier = lock(&self.uids).insert((namespace.to_owned(), name.to_owned()), uid.to_owned());
+        if let Some(earlier) = earlier.filter(|earlier| earlier != uid) {
+            self.forget_uid(&earlier);
+        }
     }
 
-    /// A pass did not fail.
-    pub fn succeeded(&self, cluster_uid: &str) {
-        lock(&self.failures).remove(cluster_uid);
+    /// How many reconciles of a cluster failed in a row.
+    pub fn failures(&self, uid: &str) -> u32 {
+        lock(&self.failures).get(uid).map_or(0, |failures| failures.count)
     }
 
-    /// Forgets a cluster that is gone.
-    pub fn forget(&self, cluster_uid: &str) {
-        self.succeeded(cluster_uid);
-        let mut marks = lock(&self.marks);
-        marks.retain(|(uid, _), _| uid != cluster_uid);
+    /// Another one failed, of that generation; no event brings it back within `pause`.
+    pub fn failed(&self, uid: &str, generation: Option<i64>, pause: Duration) {
+        let count = self.failures(uid).saturating_add(1);
+        let failures = Failures { count, until: Instant::now().checked_add(pause), generation };
+        lock(&self.failures).insert(uid.to_owned(), failures);
+    }
+
+    /// What is left of the pause after a failure. A new generation ends it: somebody may have cured the cause.
+    pub fn pause_left(&self, uid: &str, generation: Option<i64>) -> Option<Duration> {
+        let failures = lock(&self.failures).get(uid).copied()?;
+        let left = failures.until?.checked_duration_since(Instant::now())?;
+        (failures.generation == generation && !left.is_zero()).then_some(left)
+    }
+
+    /// A reconcile did not fail.
+    pub fn succeeded(&self, uid: &str) {
+        lock(&self.failures).remove(uid);
+    }
+
+    /// Forgets a cluster that is gone, with its metrics.
+    pub fn forget(&self, namespace: &str, name: &str) {
+        self.metrics.forget(namespace, name);
+        let uid = lock(&self.uids).remove(&(namespace.to_owned(), name.to_owned()));
+        if let Some(uid) = uid {
+            self.forget_uid(&uid);
+        }
+    }
+
+    fn forget_uid(&self, uid: &str) {
+        self.succeeded(uid);
+        lock(&self.marks).retain(|(cluster, _), _| cluster != uid);
     }
 }
 

@@ -1,19 +1,21 @@
 //! Starts everything, and stops it in the order in which it must stop: reconciles first, the lease last.
 
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
-use kube::runtime::controller::{Action, Config as ControllerConfig, Controller};
+use kube::core::PartialObjectMeta;
+use kube::runtime::controller::{Action, Config as ControllerConfig, Controller, Error as ControllerError};
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::cluster::reconcile::{ReconcileError, pause_after, reconcile};
+use super::cluster::reconcile::{ReconcileError, pause_after, publish_mistake, reconcile};
 use super::context::{Authority, Clock, Context};
 use super::lead::Candidate;
 use super::metrics::{Metrics, ReconcileLabels};
@@ -147,37 +149,54 @@ impl Scope {
     }
 }
 
-/// Watches only say "look there": what is decided is decided on what `observe` reads anew.
+/// A watch only says "look there", so nothing but metadata is watched: what is decided is decided on what `observe`
+/// reads anew, one object that cannot be read (stored under another version of the CRD) hides no other, and no copy
+/// of any object is kept.
+///
+/// What is waiting is bounded by the number of clusters: kube keeps one entry a cluster, and one reconcile at a time.
 async fn controller(scope: Scope, context: Arc<Context>) {
     let client = &context.client;
     let ours = watcher::Config::default().labels(names::CLUSTER);
-    let clusters = Controller::new(scope.api::<EtcdCluster>(client), watcher::Config::default())
+    let clusters = Controller::new(scope.api::<Seen<EtcdCluster>>(client), watcher::Config::default())
         .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
-        .watches(scope.api::<Pod>(client), ours.clone(), |pod| named(&pod))
-        .watches(scope.api::<PersistentVolumeClaim>(client), ours.clone(), |claim| named(&claim))
-        .watches(scope.api::<Service>(client), ours.clone(), |service| named(&service))
-        .watches(scope.api::<ConfigMap>(client), ours, |config| named(&config));
+        .watches(scope.api::<Seen<Pod>>(client), ours.clone(), |pod| named(&pod))
+        .watches(scope.api::<Seen<PersistentVolumeClaim>>(client), ours.clone(), |claim| named(&claim))
+        .watches(scope.api::<Seen<Service>>(client), ours.clone(), |service| named(&service))
+        .watches(scope.api::<Seen<ConfigMap>>(client), ours, |config| named(&config));
     clusters
         .run(measured, |object, error, context| backed_off(&object, error, &context), context.clone())
-        .for_each(async |result| {
-            if let Err(error) = result {
-                tracing::warn!(error = %chain(&error), "reconcile ended with an error");
+        .for_each(async |result| match result {
+            Ok(_) => {}
+            // It was deleted: kube knows it no more, so this is where that is heard of.
+            Err(ControllerError::ObjectNotFound(gone)) => {
+                context.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
             }
+            Err(error) => tracing::warn!(error = %chain(&error), "reconcile ended with an error"),
         })
         .await;
 }
 
-fn named<K: ResourceExt>(child: &K) -> Option<ObjectRef<EtcdCluster>> {
+/// An object as it is watched.
+type Seen<K> = PartialObjectMeta<K>;
+
+fn named<K: ResourceExt>(child: &K) -> Option<ObjectRef<Seen<EtcdCluster>>> {
     let cluster = child.labels().get(names::CLUSTER)?;
     Some(ObjectRef::new(cluster).within(&child.namespace()?))
 }
 
-async fn measured(object: Arc<EtcdCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+/// One reconcile: its back-off kept, its time taken, its panic contained.
+async fn measured(object: Arc<Seen<EtcdCluster>>, context: Arc<Context>) -> Result<Action, ReconcileError> {
     let begun = Instant::now();
     let uid = object.uid().unwrap_or_default();
-    let result = reconcile(object, context.clone()).await;
-    if result.is_ok() {
-        context.succeeded(&uid);
+    context.meet(&object.namespace().unwrap_or_default(), &object.name_any(), &uid);
+    if let Some(left) = context.pause_left(&uid, object.metadata.generation) {
+        return Ok(Action::requeue(left));
+    }
+    let result = contained(reconcile(object.clone(), context.clone())).await;
+    match &result {
+        Ok(_) => context.succeeded(&uid),
+        Err(ReconcileError::Panic(what)) => publish_mistake(&context, &*object, what).await,
+        Err(_) => {}
     }
     let word = result.as_ref().map_or_else(ReconcileError::word, |_| "success");
     context.metrics.duration.observe(begun.elapsed().as_secs_f64());
@@ -185,7 +204,41 @@ async fn measured(object: Arc<EtcdCluster>, context: Arc<Context>) -> Result<Act
     result
 }
 
-fn backed_off(object: &EtcdCluster, error: &ReconcileError, context: &Context) -> Action {
-    let failures = context.failed(&object.uid().unwrap_or_default());
-    Action::requeue(pause_after(error, failures, rand::random::<f64>()).max(Duration::from_millis(10)))
+/// Makes an error of a panic. kube unwraps the result of a reconcile's task, so a panic would end the process, and
+/// with it the work on every other cluster, again and again.
+async fn contained(
+    reconcile: impl Future<Output = Result<Action, ReconcileError>>,
+) -> Result<Action, ReconcileError> {
+    AssertUnwindSafe(reconcile).catch_unwind().await.unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
+        let words = words.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(ReconcileError::Panic(words.unwrap_or_else(|| "without words".to_owned())))
+    })
+}
+
+fn backed_off(object: &Seen<EtcdCluster>, error: &ReconcileError, context: &Context) -> Action {
+    let uid = object.uid().unwrap_or_default();
+    let pause = pause_after(error, context.failures(&uid), rand::random::<f64>());
+    let pause = pause.max(Duration::from_millis(10));
+    context.failed(
+        &uid,
+        object.metadata.generation,
+        if error.wakes_itself() { pause } else { Duration::ZERO },
+    );
+    Action::requeue(pause)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_in_a_reconcile_is_an_error_of_that_reconcile() {
+        let empty: Vec<u8> = Vec::new();
+        let panics = async { Ok(Action::requeue(Duration::from_secs(u64::from(empty[1])))) };
+        let error = contained(panics).await.unwrap_err();
+        assert_eq!(error.word(), "panic");
+        assert!(error.to_string().contains("index out of bounds"), "{error}");
+        assert!(contained(async { Ok(Action::await_change()) }).await.is_ok());
+    }
 }

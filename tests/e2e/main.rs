@@ -1,7 +1,7 @@
 //! Stories on a real Kubernetes: `cargo verify` starts one, or set KUBECONFIG (and, for the stories that damage
 //! disks or kill processes, QUORATE_CLUSTER and QUORATE_CLUSTER_TOOL as `cargo verify` does).
 
-#![expect(clippy::print_stderr, reason = "a failed story tells what it saw")]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "stories tell what they saw and measured")]
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -10,6 +10,7 @@
 )]
 
 mod judges;
+mod operator;
 mod support;
 
 mod alone;
@@ -19,6 +20,8 @@ mod bootstrap;
 mod gitops;
 mod guard;
 mod install;
+mod many;
+mod quiet;
 mod readme;
 mod recovery;
 mod sizes;

@@ -20,8 +20,20 @@ use quorate::etcd::connect::{Address, ClientIdentity, connect};
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
-/// Longest wait for anything: far above what a loaded machine of two cores needs.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(150);
+/// Longest wait for anything: far above what a loaded machine of two cores needs; long stories load it more.
+fn deadline() -> Duration {
+    Duration::from_secs(if full() { 900 } else { 150 })
+}
+
+/// Whether this is a part of `cargo verify --full`: the same stories, with larger numbers.
+pub(crate) fn full() -> bool {
+    std::env::var("QUORATE_FULL").is_ok_and(|full| full == "1")
+}
+
+/// Tells a number that is worth reading although the story passes: `cargo verify` collects these lines.
+pub(crate) fn measured(words: &str) {
+    println!("measured: {words}");
+}
 
 /// A namespace of its own on the cluster of KUBECONFIG.
 pub(crate) struct Story {
@@ -93,12 +105,15 @@ pub(crate) fn kubectl(arguments: &[&str]) -> String {
     said
 }
 
-/// Runs the test cluster's tool (`cargo cluster …`) on the cluster under test.
-pub(crate) fn cluster_tool(arguments: &[&str]) {
+/// Runs the test cluster's tool (`cargo cluster …`) on the cluster under test; returns what it says.
+pub(crate) fn cluster_tool(arguments: &[&str]) -> String {
     let tool = std::env::var("QUORATE_CLUSTER_TOOL").expect("QUORATE_CLUSTER_TOOL is set by `cargo verify`");
     let name = std::env::var("QUORATE_CLUSTER").expect("QUORATE_CLUSTER is set by `cargo verify`");
-    let status = Command::new(tool).args(arguments).args(["--name", &name]).status().expect("the tool runs");
-    assert!(status.success(), "cluster tool {arguments:?} failed");
+    let output = Command::new(tool).args(arguments).args(["--name", &name]).output().expect("the tool runs");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "cluster tool {arguments:?} failed: {said}{wrong}");
+    said
 }
 
 /// Asks until there is an answer; the deadline fails the story with `what`.
@@ -110,7 +125,7 @@ pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(begun.elapsed() < DEADLINE, "waited {}s in vain until {what}", DEADLINE.as_secs());
+        assert!(begun.elapsed() < deadline(), "waited {}s in vain until {what}", deadline().as_secs());
     }
 }
 
@@ -128,12 +143,16 @@ impl Story {
     }
 
     pub(crate) async fn create_annotated(&self, spec: Value, annotations: Value) -> EtcdCluster {
-        let object = json!({
-            "apiVersion": "quorate.dev/v1alpha1",
-            "kind": "EtcdCluster",
-            "metadata": {"name": "main", "annotations": annotations},
-            "spec": spec,
-        });
+        self.create_as(json!({"name": "main", "annotations": annotations}), spec).await
+    }
+
+    pub(crate) async fn create_named(&self, name: &str, spec: Value) -> EtcdCluster {
+        self.create_as(json!({"name": name}), spec).await
+    }
+
+    async fn create_as(&self, metadata: Value, spec: Value) -> EtcdCluster {
+        let (group, kind) = ("quorate.dev/v1alpha1", "EtcdCluster");
+        let object = json!({"apiVersion": group, "kind": kind, "metadata": metadata, "spec": spec});
         self.api().create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap()
     }
 
@@ -309,7 +328,7 @@ impl Story {
         let namespace = self.namespace.as_str();
         for arguments in [
             vec!["-n", namespace, "get", "etcdclusters,pods,pvc", "-o", "wide"],
-            vec!["-n", namespace, "get", "etcdcluster", "main", "-o", "yaml"],
+            vec!["-n", namespace, "get", "etcdclusters", "-o", "yaml"],
             vec!["-n", namespace, "get", "events"],
             vec!["-n", "quorate-system", "logs", "-l", "app.kubernetes.io/component=operator", "--tail=40"],
         ] {
@@ -331,18 +350,21 @@ pub(crate) fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(St
 /// Kills -9 every process of a Pod whose command line contains `what`. Processes are found by their cgroup, so none
 /// of another Pod, or of another cluster on this machine, is ever hit.
 pub(crate) fn kill_in_pod(pod_uid: &str, what: &str) -> usize {
-    let mut killed = 0;
-    for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let path = entry.path();
+    let killed = processes(pod_uid, what).into_iter().filter(|process| {
+        let pid = process.file_name().expect("a process has a number");
+        Command::new("kill").arg("-9").arg(pid).status().unwrap().success()
+    });
+    killed.count()
+}
+
+/// The folders in /proc of a Pod's processes whose command line contains `what`.
+pub(crate) fn processes(pod_uid: &str, what: &str) -> Vec<PathBuf> {
+    let is_wanted = |path: &PathBuf| {
         let cgroup = fs::read_to_string(path.join("cgroup")).unwrap_or_default();
         let command = fs::read_to_string(path.join("cmdline")).unwrap_or_default().replace('\0', " ");
-        let pid = entry.file_name().to_string_lossy().into_owned();
-        if cgroup.contains(pod_uid) && command.contains(what) {
-            let status = Command::new("kill").args(["-9", &pid]).status().unwrap();
-            killed += usize::from(status.success());
-        }
-    }
-    killed
+        cgroup.contains(pod_uid) && command.contains(what)
+    };
+    fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(is_wanted).collect()
 }
 
 /// Copies a folder with everything in it, owners and modes too.

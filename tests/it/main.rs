@@ -16,6 +16,7 @@ mod examples;
 mod gitops;
 #[path = "../e2e/judges.rs"]
 mod judges;
+mod metrics;
 mod offline;
 mod plan;
 mod tidy;

@@ -1,17 +1,20 @@
 //! The loop of one EtcdCluster: look, decide, act, tell; again at once while something changed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::apply::{ApplyError, apply, write};
+use super::credentials::LeafState;
 use super::desired::Desired;
 use super::observe::{ObserveError, observe};
+use super::observed::Observed;
 use super::plan::{Finding, Plan};
 use super::status;
 use crate::api::cluster::{EtcdCluster, EtcdClusterStatus};
@@ -19,7 +22,7 @@ use crate::api::condition::{READY, STALLED};
 use crate::api::reason::Reason;
 use crate::etcd::survey::chain;
 use crate::operator::context::{Context, REQUEST_DEADLINE};
-use crate::operator::metrics::{ClusterLabels, ConditionLabels, MemberLabels};
+use crate::operator::metrics::ClusterSample;
 use crate::operator::names;
 
 /// A first start takes five passes; more than this many in a row means that two writers fight.
@@ -46,6 +49,9 @@ pub enum ReconcileError {
     /// A write failed.
     #[error("cannot act")]
     Apply(#[from] ApplyError),
+    /// A mistake of ours.
+    #[error("a mistake in the operator: {0}")]
+    Panic(String),
 }
 
 impl ReconcileError {
@@ -57,6 +63,16 @@ impl ReconcileError {
             Self::Observe(_) => "observe",
             Self::Apply(error) if error.is_conflict() => "conflict",
             Self::Apply(_) => "apply",
+            Self::Panic(_) => "panic",
+        }
+    }
+
+    /// Whether something was written that wakes this very reconcile again: a status that tells of the refusal, the
+    /// part of a plan that was not refused. Without a pause that holds, it would be tried again at once, for ever.
+    pub fn wakes_itself(&self) -> bool {
+        match self {
+            Self::Get(_) | Self::Deadline | Self::Observe(_) => false,
+            Self::Apply(_) | Self::Panic(_) => true,
         }
     }
 }
@@ -67,7 +83,10 @@ enum Pass {
 }
 
 /// Called for every change of an EtcdCluster and its children, and again after the time that it returns.
-pub async fn reconcile(object: Arc<EtcdCluster>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+pub async fn reconcile<K: ResourceExt>(
+    object: Arc<K>,
+    context: Arc<Context>,
+) -> Result<Action, ReconcileError> {
     if context.authority.check().is_err() {
         return Ok(Action::requeue(BUSY));
     }
@@ -76,9 +95,16 @@ pub async fn reconcile(object: Arc<EtcdCluster>, context: Arc<Context>) -> Resul
     for _ in 0..PASSES {
         // Read anew: what the watch told may be old, and everything below is decided on this.
         let get = tokio::time::timeout(REQUEST_DEADLINE, api.get_opt(&object.name_any())).await;
-        let Some(current) = get.map_err(|_| ReconcileError::Deadline)?.map_err(ReconcileError::Get)? else {
-            forget(&context, &object);
-            return Ok(Action::await_change());
+        let current = match get.map_err(|_| ReconcileError::Deadline)? {
+            Ok(Some(current)) => current,
+            Ok(None) => {
+                context.forget(&namespace, &object.name_any());
+                return Ok(Action::await_change());
+            }
+            Err(kube::Error::SerdeError(_)) => {
+                return tell_unreadable(&context, &api, &object.name_any()).await;
+            }
+            Err(error) => return Err(ReconcileError::Get(error)),
         };
         match pass(&context, &api, &current).await {
             Ok(Pass::Again) => {}
@@ -102,6 +128,7 @@ async fn pass(
         Ok(desired) => desired,
         Err(error) => {
             let after = status::invalid(&before, object, &error, context.now());
+            measure(context, object, &after, None);
             write_status(context, api, object, &before, after).await?;
             return Ok(Pass::Done(Action::await_change()));
         }
@@ -116,17 +143,18 @@ async fn pass(
     }
     let mut findings = plan.findings.clone();
     let applied = apply(context, &desired, &observed, &plan).await;
+    // Nothing can ever be made in it again; its end is heard of.
     if applied.as_ref().is_err_and(ApplyError::namespace_ends) {
-        return Ok(Pass::Done(Action::requeue(QUIET)));
+        return Ok(Pass::Done(Action::await_change()));
     }
     if let Err(error @ ApplyError::Refused { .. }) = &applied
         && !error.is_conflict()
     {
-        findings.insert(0, Finding::refused(&chain(error)));
+        findings.insert(0, Finding::refused(&refusal(error)));
     }
     findings.extend(applied.as_ref().ok().and_then(|applied| applied.refused.clone()));
     let after = status::status(&before, &desired, &observed, &findings, context.now());
-    measure(context, object, &after);
+    measure(context, object, &after, Some((&desired, &observed)));
     let quiet = after.summary.as_deref() == Some("Healthy");
     write_status(context, api, object, &before, after).await?;
     let applied = applied?;
@@ -139,6 +167,39 @@ async fn pass(
     } else {
         Action::requeue(if quiet { QUIET } else { BUSY })
     }))
+}
+
+/// An EtcdCluster that was stored under another version of its CRD may hold what this operator cannot read. That is
+/// told in its status, unless the status is what cannot be read: over a record of members nothing is written.
+async fn tell_unreadable(
+    context: &Context,
+    api: &Api<EtcdCluster>,
+    name: &str,
+) -> Result<Action, ReconcileError> {
+    let resource = ApiResource::erase::<EtcdCluster>(&());
+    let namespace = api.namespace().unwrap_or_default();
+    let dynamic: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
+    let get = tokio::time::timeout(REQUEST_DEADLINE, dynamic.get(name)).await;
+    let found = get.map_err(|_| ReconcileError::Deadline)?.map_err(ReconcileError::Get)?;
+    let of = |spec: &Value| {
+        let mut object = found.clone();
+        if let Some(fields) = object.data.as_object_mut() {
+            fields.insert("spec".to_owned(), spec.clone());
+        }
+        serde_json::from_value::<EtcdCluster>(serde_json::to_value(object)?)
+    };
+    let unreadable = |source| ReconcileError::Get(kube::Error::SerdeError(source));
+    let object = of(&json!({})).map_err(unreadable)?;
+    let fields = found.data.get("spec").and_then(Value::as_object).into_iter().flatten();
+    let mut wrong = fields.filter_map(|(field, value)| Some((field, of(&json!({field: value})).err()?)));
+    let Some((field, why)) = wrong.next() else { return Ok(Action::requeue(BUSY)) };
+    let why =
+        format!("spec.{field}: {why}. It may have been written for another version of Quorate; change it");
+    let before = object.status.clone().unwrap_or_default();
+    let after = status::invalid(&before, &object, &why, context.now());
+    measure(context, &object, &after, None);
+    write_status(context, api, &object, &before, after).await?;
+    Ok(Action::await_change())
 }
 
 /// Writes the status if it says something new; the resourceVersion that was read is the premise, so a second
@@ -166,6 +227,14 @@ async fn write_status(
     write(context, "write the status of", format!("EtcdCluster {name}"), request).await?;
     publish(context, object, transitions(before, &after)).await;
     Ok(())
+}
+
+/// What the apiserver said, without the rest of its answer.
+fn refusal(error: &ApplyError) -> String {
+    if let ApplyError::Refused { source: kube::Error::Api(status), .. } = error {
+        return format!("{error}: {}", status.message);
+    }
+    chain(error)
 }
 
 type Notes = Vec<(Reason, String)>;
@@ -215,7 +284,10 @@ fn transitions(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Notes {
 }
 
 /// Events are for people: one that cannot be published is logged, and nothing else suffers.
-async fn publish(context: &Context, object: &EtcdCluster, notes: Notes) {
+async fn publish<K>(context: &Context, object: &K, notes: Notes)
+where
+    K: Resource<DynamicType = ()>,
+{
     for (reason, note) in notes {
         tracing::info!(%reason, note, "event");
         let event = Event {
@@ -233,72 +305,97 @@ async fn publish(context: &Context, object: &EtcdCluster, notes: Notes) {
     }
 }
 
-fn labels(object: &EtcdCluster) -> ClusterLabels {
-    ClusterLabels { namespace: object.namespace().unwrap_or_default(), name: object.name_any() }
-}
-
-fn measure(context: &Context, object: &EtcdCluster, status: &EtcdClusterStatus) {
-    let metrics = &context.metrics;
-    let cluster = labels(object);
-    let ready =
-        status.conditions.iter().any(|condition| condition.type_ == READY && condition.status == "True");
-    metrics.ready.get_or_create(&cluster).set(i64::from(ready));
-    for (state, count) in [("healthy", status.ready_replicas), ("known", status.replicas)] {
-        let member = MemberLabels { namespace: cluster.namespace.clone(), name: cluster.name.clone(), state };
-        metrics.members.get_or_create(&member).set(i64::from(count));
-    }
+/// Tells the metrics. Without a usable spec, what it alone would say is absent.
+fn measure(
+    context: &Context,
+    object: &EtcdCluster,
+    status: &EtcdClusterStatus,
+    seen: Option<(&Desired, &Observed)>,
+) {
     let count = |number: i32| usize::try_from(number).unwrap_or_default();
     let margin = crate::etcd::quorum::margin(count(status.replicas), count(status.ready_replicas));
-    metrics
-        .margin
-        .get_or_create(&cluster)
-        .set(margin.and_then(|margin| i64::try_from(margin).ok()).unwrap_or(-1));
-    forget_conditions(context, object.status.as_ref(), &cluster);
-    for condition in &status.conditions {
-        metrics.conditions.get_or_create(&condition_labels(&cluster, condition)).set(1);
-    }
+    let conditions = status.conditions.iter();
+    let sample = ClusterSample {
+        ready: conditions.clone().any(|condition| condition.type_ == READY && condition.status == "True"),
+        known: status.replicas.into(),
+        healthy: status.ready_replicas.into(),
+        margin: margin.and_then(|margin| i64::try_from(margin).ok()).unwrap_or(-1),
+        conditions: conditions
+            .map(|condition| (condition.type_.clone(), condition.status.clone(), condition.reason.clone()))
+            .collect(),
+        db_size_bytes: status.members.iter().filter_map(|member| member.db_size).max(),
+        db_quota_bytes: seen.and_then(|(desired, _)| i64::try_from(desired.quota_bytes).ok()),
+        certificate_ends: seen
+            .map(|(desired, observed)| certificate_ends(desired, observed))
+            .unwrap_or_default(),
+    };
+    context.metrics.tell(&object.namespace().unwrap_or_default(), &object.name_any(), sample);
 }
 
-fn condition_labels(
-    cluster: &ClusterLabels,
-    condition: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition,
-) -> ConditionLabels {
-    ConditionLabels {
-        namespace: cluster.namespace.clone(),
-        name: cluster.name.clone(),
-        r#type: condition.type_.clone(),
-        status: condition.status.clone(),
-        reason: condition.reason.clone(),
+/// When the first certificate of each use ends. One that is about to be made anew has no end worth telling.
+fn certificate_ends(desired: &Desired, observed: &Observed) -> BTreeMap<&'static str, i64> {
+    let mut ends = BTreeMap::new();
+    let (operator, client) =
+        (names::operator_certificate(&desired.name), names::client_certificate(&desired.name));
+    for (secret, leaf) in &observed.credentials.leafs {
+        let LeafState::Good(end) = leaf else { continue };
+        let usage = match secret {
+            secret if *secret == operator => "operator",
+            secret if *secret == client => "client",
+            _ => "member",
+        };
+        let first = ends.entry(usage).or_insert(i64::MAX);
+        *first = end.as_second().min(*first);
     }
+    ends
 }
 
-fn forget_conditions(context: &Context, status: Option<&EtcdClusterStatus>, cluster: &ClusterLabels) {
-    for condition in status.iter().flat_map(|status| &status.conditions) {
-        context.metrics.conditions.remove(&condition_labels(cluster, condition));
-    }
-}
-
-/// A cluster that is gone leaves no metrics and no marks.
-fn forget(context: &Context, object: &EtcdCluster) {
-    let cluster = labels(object);
-    forget_conditions(context, object.status.as_ref(), &cluster);
-    for state in ["healthy", "known"] {
-        context.metrics.members.remove(&MemberLabels {
-            namespace: cluster.namespace.clone(),
-            name: cluster.name.clone(),
-            state,
-        });
-    }
-    context.metrics.ready.remove(&cluster);
-    context.metrics.margin.remove(&cluster);
-    context.forget(&object.uid().unwrap_or_default());
+/// Tells of a mistake of ours in an event: the operator's log is not where a cluster's owner looks.
+pub async fn publish_mistake<K>(context: &Context, object: &K, what: &str)
+where
+    K: Resource<DynamicType = ()>,
+{
+    let note = format!(
+        "The operator made a mistake while it worked on this EtcdCluster: {what}. The members stay as they are and it is tried again. Please report it with the operator's log."
+    );
+    publish(context, object, vec![(Reason::InvariantViolated, note)]).await;
 }
 
 /// After an error: at once for a lost race, else later and later, never all at the same moment.
 pub fn pause_after(error: &ReconcileError, failures: u32, jitter: f64) -> Duration {
-    if matches!(error, ReconcileError::Apply(error) if error.is_conflict()) {
-        return Duration::ZERO;
-    }
     let (first, longest) = BACK_OFF;
+    let failures = match error {
+        ReconcileError::Apply(error) if error.is_conflict() => return Duration::ZERO,
+        // What went wrong by itself once, with nothing from outside, goes wrong again.
+        ReconcileError::Panic(_) => u32::MAX,
+        ReconcileError::Get(_)
+        | ReconcileError::Deadline
+        | ReconcileError::Observe(_)
+        | ReconcileError::Apply(_) => failures,
+    };
     first.saturating_mul(1 << failures.min(10)).min(longest).mul_f64(0.5 + jitter / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_grows_to_its_limit_and_is_never_the_same_for_all() {
+        let error = ReconcileError::Deadline;
+        let shortest = |failures| pause_after(&error, failures, 0.0).as_secs_f64();
+        let longest = |failures| pause_after(&error, failures, 1.0).as_secs_f64();
+        let pauses: Vec<f64> = (0..8).map(longest).collect();
+        assert_eq!(pauses, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
+        for failures in [0, 3, 7, 100, u32::MAX] {
+            assert!((longest(failures) - 2.0 * shortest(failures)).abs() < 1e-9);
+        }
+        assert!((longest(u32::MAX) - 30.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_mistake_of_ours_is_not_made_again_soon() {
+        let error = ReconcileError::Panic("index out of bounds".to_owned());
+        assert_eq!(pause_after(&error, 0, 1.0), BACK_OFF.1);
+    }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::credentials::LeafState;
-use super::desired::{Desired, InvalidSpec};
+use super::desired::Desired;
 use super::manifests::pod::template_hash;
 use super::observed::{Observed, Record};
 use super::plan::Finding;
@@ -85,7 +85,7 @@ pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) 
 pub fn invalid(
     before: &EtcdClusterStatus,
     object: &EtcdCluster,
-    error: &InvalidSpec,
+    error: &dyn std::fmt::Display,
     now: Timestamp,
 ) -> EtcdClusterStatus {
     let generation = object.metadata.generation.unwrap_or_default();
@@ -235,8 +235,12 @@ fn ready(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement
                 .to_owned(),
         );
     }
-    let worst =
-        || picture.stalled().or_else(|| picture.findings.iter().find(|finding| finding.member.is_some()));
+    let refused = |finding: &&Finding| finding.reason == Reason::ReconcileError;
+    let worst = || {
+        let findings = || picture.findings.iter();
+        let stalled_or_refused = picture.stalled().or_else(|| findings().find(refused));
+        stalled_or_refused.or_else(|| findings().find(|finding| finding.member.is_some()))
+    };
     if observed.record.cluster_id.is_none() {
         return match worst() {
             Some(finding) => say(READY, false, finding.reason, finding.message.clone()),

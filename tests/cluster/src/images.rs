@@ -3,13 +3,12 @@
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::process::finish;
+use crate::process::{cargo, finish};
 use crate::programs::{cache, checkout, hex, short};
 
 /// The container that holds a Pod's network.
@@ -80,7 +79,7 @@ pub(crate) fn quorate() -> Result<PathBuf> {
 /// Builds a program of the workspace and returns where it is. The whole workspace with its tests is built, so that
 /// features are those of the tests and nothing is compiled twice.
 pub(crate) fn build(program: &str) -> Result<PathBuf> {
-    let mut command = Command::new("cargo");
+    let mut command = cargo();
     command.current_dir(checkout()?);
     command.args([
         "build",

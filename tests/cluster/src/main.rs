@@ -15,10 +15,12 @@
 
 #![expect(clippy::print_stderr, clippy::print_stdout, reason = "a command-line tool tells what it does")]
 
+mod audit;
 mod certificates;
 mod control_plane;
 mod demo;
 mod faults;
+mod full;
 mod images;
 mod lifecycle;
 mod network;
@@ -121,6 +123,13 @@ enum Command {
     StartApiserver(Name),
     /// The apiserver is killed and started anew.
     RestartApiserver(Name),
+    /// Tell who wrote what, from the apiserver's audit log.
+    Audit {
+        #[command(flatten)]
+        name: Name,
+        #[command(flatten)]
+        options: audit::Options,
+    },
     /// Show Quorate on a cluster of its own.
     Demo(demo::Options),
     /// Run every check.
@@ -165,6 +174,11 @@ fn run(command: Command) -> Result<()> {
         Command::StartApiserver(name) => control_plane::apiserver(&existing(&name)?, &programs::ensure()?)?,
         Command::RestartApiserver(name) => {
             faults::restart_apiserver(&existing(&name)?, &programs::ensure()?)?;
+        }
+        Command::Audit { name, options } => {
+            for line in audit::lines(&existing(&name)?, &options)? {
+                println!("{line}");
+            }
         }
         Command::Demo(options) => demo::run(&options)?,
         Command::Verify(options) => verify::run(&options)?,

@@ -38,6 +38,18 @@ pub(crate) fn finish(command: &mut Command) -> Result<String> {
     Ok(said)
 }
 
+/// cargo, as if it had been called by hand. This tool runs under `cargo run`, whose variables about this package make
+/// build scripts that read variables of these names run again, and with them half of the build (ring, and all above it).
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Starts a program that outlives this one: own process group, output into a log, marked.
 pub(crate) fn start(cluster: &str, log: &Path, command: &mut Command) -> Result<()> {
     let file = File::options()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::programs::checkout;
-use crate::{demo, lifecycle, programs, setup};
+use crate::state::Cluster;
+use crate::{demo, full, lifecycle, process, programs, setup};
 
 /// What `cargo verify` may be told.
 #[derive(clap::Args)]
@@ -19,15 +20,32 @@ pub(crate) struct Options {
     /// Keep the cluster, to look at it after a failure.
     #[arg(long)]
     keep: bool,
+    /// Then run what takes hours, too; what has passed before on the same content is not run again.
+    #[arg(long)]
+    full: bool,
 }
 
 /// Longest time that one step may take.
 const DEADLINE: Duration = Duration::from_mins(40);
+/// A test's line that begins like this is worth telling even when the test passes.
+const MEASURED: &str = "measured: ";
 
 /// The steps so far.
 #[derive(Default)]
-struct Tally {
+pub(crate) struct Tally {
     steps: Vec<(String, Duration, u64, u64)>,
+    /// What tests have measured.
+    pub(crate) measured: Vec<String>,
+}
+
+/// What every step needs.
+pub(crate) struct Setting {
+    /// Becomes true when a person wants it to end.
+    pub(crate) stop: Arc<AtomicBool>,
+    /// This program.
+    tool: PathBuf,
+    /// Kubernetes and the rest.
+    programs: PathBuf,
 }
 
 /// Runs everything. A step that fails does not keep the later ones from running, unless they need it.
@@ -45,78 +63,112 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let begun = Instant::now();
     let programs = programs::ensure()?;
     tally.done("programs of the test cluster", begun, 1, 0);
-
-    let cargo = |words: &[&str]| {
-        let mut command = Command::new("cargo");
-        command.args(words).env("QUORATE_BIN", &programs);
-        command
-    };
-    tally.step("format", &stop, &mut cargo(&["fmt", "--all", "--check"]))?;
-    let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    tally.step("lints", &stop, &mut cargo(&lints))?;
-    // No part of "all targets": `cargo test` would run it without a cluster.
-    let lints = ["clippy", "--locked", "--workspace", "--test", "e2e", "--", "-D", "warnings"];
-    tally.step("lints of the stories", &stop, &mut cargo(&lints))?;
-    tally.step("tests", &stop, &mut cargo(&["test", "--locked", "--workspace"]))?;
-    if tally.failed() == 0 {
-        let name = format!("verify-{}", std::process::id());
-        let before = lifecycle::traces();
-        let outcome = on_a_cluster(&name, &mut tally, &stop, &programs, &tool, &cargo);
-        if options.keep && tally.failed() > 0 {
-            println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
-        } else {
-            let begun = Instant::now();
-            lifecycle::down(&name)?;
-            tally.cleanliness(begun, &before);
-        }
-        outcome?;
+    let setting = Setting { stop, tool, programs };
+    if options.full {
+        return full::run(options, &setting);
     }
+    short_form(options, &setting, &mut tally)?;
     tally.report()
 }
 
-fn on_a_cluster(
+/// All checks but the long ones.
+pub(crate) fn short_form(options: &Options, setting: &Setting, tally: &mut Tally) -> Result<()> {
+    let stop = &setting.stop;
+    tally.step("format", stop, &mut setting.cargo(&["fmt", "--all", "--check"]))?;
+    let lints = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    tally.step("lints", stop, &mut setting.cargo(&lints))?;
+    // No part of "all targets": `cargo test` would run it without a cluster.
+    let lints = ["clippy", "--locked", "--workspace", "--test", "e2e", "--", "-D", "warnings"];
+    tally.step("lints of the stories", stop, &mut setting.cargo(&lints))?;
+    tally.step("tests", stop, &mut setting.cargo(&["test", "--locked", "--workspace"]))?;
+    if tally.failed() > 0 {
+        return Ok(());
+    }
+    let name = format!("verify-{}", std::process::id());
+    on_a_cluster(&name, options, tally, |cluster, tally| {
+        tally.step("stories on it", stop, &mut setting.stories(cluster, 6))?;
+        let begun = Instant::now();
+        let shown = demo::show(cluster, &setting.programs);
+        let (passed, failed) = if shown.is_ok() { (1, 0) } else { (0, 1) };
+        if let Err(error) = shown {
+            println!("demo: {error:#}");
+        }
+        tally.done("demo, warm", begun, passed, failed);
+        Ok(())
+    })
+}
+
+impl Setting {
+    /// A command of cargo's.
+    pub(crate) fn cargo(&self, words: &[&str]) -> Command {
+        let mut command = process::cargo();
+        command.args(words).env("QUORATE_BIN", &self.programs);
+        command
+    }
+
+    /// The stories, on that cluster.
+    pub(crate) fn stories(&self, cluster: &Cluster, threads: u8) -> Command {
+        let mut command =
+            self.cargo(&["test", "--locked", "--workspace", "--test", "e2e", "--", "--show-output"]);
+        let path = std::env::var("PATH").unwrap_or_default();
+        let (programs, etcd) = (self.programs.display(), self.programs.join("etcd-3.6"));
+        command
+            .args(["--test-threads", &threads.to_string()])
+            .env("KUBECONFIG", cluster.kubeconfig())
+            .env("QUORATE_CLUSTER", &cluster.name)
+            .env("QUORATE_CLUSTER_TOOL", &self.tool)
+            .env("PATH", format!("{programs}:{}:{path}", etcd.display()));
+        command
+    }
+}
+
+/// Brings a cluster up, does what is to be done on it, and takes it down.
+pub(crate) fn on_a_cluster(
     name: &str,
+    options: &Options,
     tally: &mut Tally,
-    stop: &Arc<AtomicBool>,
-    programs: &Path,
-    tool: &Path,
-    cargo: &dyn Fn(&[&str]) -> Command,
+    work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
 ) -> Result<()> {
+    let before = lifecycle::traces();
+    let outcome = on(name, tally, work);
+    if options.keep && (outcome.is_err() || tally.failed() > 0) {
+        println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
+    } else {
+        let begun = Instant::now();
+        lifecycle::down(name)?;
+        tally.cleanliness(begun, &before);
+    }
+    outcome
+}
+
+fn on(name: &str, tally: &mut Tally, work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>) -> Result<()> {
     let begun = Instant::now();
     let cluster = lifecycle::up(name, 3, false)?;
     lifecycle::load(&cluster)?;
     tally.done("a Kubernetes of three nodes", begun, 1, 0);
-    let path = format!(
-        "{}:{}:{}",
-        programs.display(),
-        programs.join("etcd-3.6").display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
-    let mut stories =
-        cargo(&["test", "--locked", "--workspace", "--test", "e2e", "--", "--test-threads", "6"]);
-    stories
-        .env("KUBECONFIG", cluster.kubeconfig())
-        .env("QUORATE_CLUSTER", name)
-        .env("QUORATE_CLUSTER_TOOL", tool)
-        .env("PATH", path);
-    tally.step("stories on it", stop, &mut stories)?;
-    let begun = Instant::now();
-    let shown = demo::show(&cluster, programs);
-    let (passed, failed) = if shown.is_ok() { (1, 0) } else { (0, 1) };
-    if let Err(error) = shown {
-        println!("demo: {error:#}");
-    }
-    tally.done("demo, warm", begun, passed, failed);
-    Ok(())
+    work(&cluster, tally)
 }
 
 impl Tally {
     fn done(&mut self, name: &str, begun: Instant, passed: u64, failed: u64) {
-        self.steps.push((name.to_owned(), begun.elapsed(), passed, failed));
+        self.count(name, begun.elapsed(), (passed, failed));
+    }
+
+    /// A step that took that time.
+    pub(crate) fn count(&mut self, name: &str, time: Duration, (passed, failed): (u64, u64)) {
+        self.steps.push((name.to_owned(), time, passed, failed));
     }
 
     fn failed(&self) -> u64 {
-        self.steps.iter().map(|(.., failed)| failed).sum()
+        self.sums().1
+    }
+
+    /// How many checks passed, and how many failed.
+    pub(crate) fn sums(&self) -> (u64, u64) {
+        let add = |(passed, failed), (_, _, more, worse): &(String, Duration, u64, u64)| {
+            (passed + more, failed + worse)
+        };
+        self.steps.iter().fold((0, 0), add)
     }
 
     /// After `down` there must be nothing that was not there before `up`.
@@ -134,8 +186,18 @@ impl Tally {
         );
     }
 
+    fn step(&mut self, name: &str, stop: &AtomicBool, command: &mut Command) -> Result<()> {
+        self.step_within(name, DEADLINE, stop, command)
+    }
+
     /// Runs a command, passes its output on, and counts the tests that it tells of.
-    fn step(&mut self, name: &str, stop: &Arc<AtomicBool>, command: &mut Command) -> Result<()> {
+    pub(crate) fn step_within(
+        &mut self,
+        name: &str,
+        deadline: Duration,
+        stop: &AtomicBool,
+        command: &mut Command,
+    ) -> Result<()> {
         println!("== {name}");
         let begun = Instant::now();
         let mut child = command
@@ -150,7 +212,7 @@ impl Tally {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if stop.load(Ordering::Relaxed) || begun.elapsed() > DEADLINE {
+            if stop.load(Ordering::Relaxed) || begun.elapsed() > deadline {
                 child.kill()?;
                 child.wait()?;
                 self.done(name, begun, 0, 1);
@@ -158,24 +220,28 @@ impl Tally {
             }
             std::thread::sleep(Duration::from_millis(100));
         };
-        let (passed, failed) = reader.join().map_err(|_| anyhow::anyhow!("reading the output panicked"))?;
+        let told = reader.join().map_err(|_| anyhow::anyhow!("reading the output panicked"))?;
         // Commands that count no tests are one check; one that failed without a failed test has failed all the same.
-        let (passed, failed) = match (status.success(), passed, failed) {
+        let (passed, failed) = match (status.success(), told.passed, told.failed) {
             (true, 0, 0) => (1, 0),
             (false, passed, 0) => (passed, 1),
             (_, passed, failed) => (passed, failed),
         };
         self.done(name, begun, passed, failed);
+        self.measured.extend(told.measured);
         Ok(())
     }
 
-    fn report(&self) -> Result<()> {
+    /// Tells of all steps; an error if one has failed.
+    pub(crate) fn report(&self) -> Result<()> {
         println!();
         for (name, time, passed, failed) in &self.steps {
             println!("{name:<32} {:>5.0} s  {passed:>4} passed  {failed} failed", time.as_secs_f64());
         }
-        let passed: u64 = self.steps.iter().map(|(_, _, passed, _)| passed).sum();
-        let failed = self.failed();
+        for line in &self.measured {
+            println!("{line}");
+        }
+        let (passed, failed) = self.sums();
         println!("{passed} passed, {failed} failed");
         std::io::stdout().flush()?;
         if failed > 0 {
@@ -185,13 +251,24 @@ impl Tally {
     }
 }
 
-/// Prints what a command says, and sums up its `test result:` lines.
-fn pass_on(output: impl std::io::Read) -> (u64, u64) {
+/// What a command said of its tests.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    passed: u64,
+    failed: u64,
+    measured: Vec<String>,
+}
+
+/// Prints what a command says, sums up its `test result:` lines, and keeps what was measured.
+fn pass_on(output: impl std::io::Read) -> Told {
     let lines = BufReader::new(output).lines().map_while(Result::ok);
-    lines.fold((0, 0), |(passed, failed), line| {
+    lines.fold(Told::default(), |mut told, line| {
         println!("{line}");
-        let (more_passed, more_failed) = test_result(&line).unwrap_or_default();
-        (passed + more_passed, failed + more_failed)
+        let (passed, failed) = test_result(&line).unwrap_or_default();
+        told.passed += passed;
+        told.failed += failed;
+        told.measured.extend(line.strip_prefix(MEASURED).map(str::to_owned));
+        told
     })
 }
 
@@ -205,7 +282,7 @@ fn test_result(line: &str) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{pass_on, test_result};
+    use super::{Told, pass_on, test_result};
 
     #[test]
     fn results_are_summed_up_and_other_lines_are_not() {
@@ -214,7 +291,8 @@ mod tests {
             Some((8, 2))
         );
         assert_eq!(test_result("test a_test ... ok"), None);
-        let output = "x\ntest result: ok. 3 passed; 0 failed; 0 ignored\ntest result: ok. 4 passed; 1 failed; 0 ignored\n";
-        assert_eq!(pass_on(output.as_bytes()), (7, 1));
+        let output = "x\nmeasured: 3 s\ntest result: ok. 3 passed; 0 failed; 0 ignored\ntest result: ok. 4 passed; 1 failed; 0 ignored\n";
+        let told = Told { passed: 7, failed: 1, measured: vec!["3 s".to_owned()] };
+        assert_eq!(pass_on(output.as_bytes()), told);
     }
 }

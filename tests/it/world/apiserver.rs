@@ -260,7 +260,7 @@ fn not_found() -> Answer {
 fn conflict(object: &Value, named: &Value) -> Option<Answer> {
     let differs = ["uid", "resourceVersion"]
         .iter()
-        .any(|field| !named[field].is_null() && named[field] != object["metadata"][field]);
+        .any(|field| !named[field].is_null() && named[field] != "" && named[field] != object["metadata"][field]);
     differs.then(|| {
         failure(
             409,

@@ -1,1 +1,237 @@
-//! Planners that break an invariant. To come.
+//! Planners that break an invariant, made out of the good one: wrappers around what it sees or what it decides. The
+//! search must find each, or the invariant guards nothing. Each names the class of bug in other operators that it
+//! stands for (`reliability.md` 2).
+
+use quorate::etcd::MemberId;
+use quorate::etcd::membership::Call;
+use quorate::operator::cluster::desired::Desired;
+use quorate::operator::cluster::observed::Observed;
+use quorate::operator::cluster::plan::{Change, Ensure, Plan, Premise, Step, plan};
+use quorate::operator::context::Planner;
+use quorate::operator::names;
+use serde_json::json;
+
+use super::search;
+
+/// Seeds among which each must be found.
+const SEEDS: u64 = 4_000;
+
+struct Bug {
+    rule: &'static str,
+    class: &'static str,
+    what: &'static str,
+    planner: Planner,
+}
+
+fn premise(name: &str, uid: &str, version: &str) -> Premise {
+    Premise { name: name.to_owned(), uid: uid.to_owned(), resource_version: version.to_owned(), why: "a bug".to_owned() }
+}
+
+fn change(observed: &Observed, calls: Vec<Call>) -> Option<Step> {
+    let (via, answer) = observed.known_answers().find(|(_, answer)| answer.quorum.is_some())?;
+    Some(Step::Change(Change {
+        via: via.clone(),
+        calls,
+        cluster_id: answer.cluster_id,
+        members: answer.quorum.clone()?.members,
+        leader: answer.leader,
+        why: "a bug".to_owned(),
+    }))
+}
+
+fn learners(observed: &Observed) -> Vec<MemberId> {
+    let listed = observed.listed().unwrap_or_default();
+    listed.iter().filter(|member| member.learner).map(|member| member.id).collect()
+}
+
+/// Whatever happens to Pods makes it delete one more (a StatefulSet's rolling update that asks nobody).
+fn rolls_without_looking(desired: &Desired, observed: &Observed) -> Plan {
+    let good = plan(desired, observed);
+    let troubled = observed.pods.values().any(|pod| !pod.ready);
+    let next = observed.pods.iter().find(|(_, pod)| troubled && pod.ready && !pod.deleting);
+    let step = next.map(|(name, pod)| Step::DeletePod(premise(name, &pod.uid, &pod.resource_version)));
+    Plan { step: step.or(good.step), record: None, ..good }
+}
+
+/// Deletes by name what it has seen some time ago.
+fn deletes_by_name(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    if let Some(Step::DeletePod(premise) | Step::DeleteVolume(premise, _)) = &mut good.step {
+        // The world takes an empty text for no premise at all.
+        premise.uid.clear();
+        premise.resource_version.clear();
+    }
+    good
+}
+
+fn believes_the_silent(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = observed.clone();
+    let good = observed.known_answers().find(|(_, answer)| answer.quorum.is_some()).map(|(_, answer)| answer.clone());
+    for (name, id) in &observed.record.members {
+        let silent = !seen.survey.get(name).is_some_and(Result::is_ok);
+        if let (true, Some(good)) = (silent, &good) {
+            let mut answer = good.clone();
+            answer.member_id = *id;
+            seen.survey.insert(name.clone(), Ok(answer));
+            if let Some(pod) = seen.pods.get_mut(name) {
+                pod.deleting = false;
+            }
+        }
+    }
+    plan(desired, &seen)
+}
+
+fn removes_the_leader(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    if let Some(Step::Change(change)) = &mut good.step
+        && let (Some(Call::Remove(id)), Some(leader)) = (change.calls.first_mut(), change.leader)
+        && change.members.iter().any(|member| member.id == *id && !member.learner)
+    {
+        *id = leader;
+    }
+    good
+}
+
+fn promotes_at_once(desired: &Desired, observed: &Observed) -> Plan {
+    let good = plan(desired, observed);
+    let step = learners(observed).first().and_then(|id| change(observed, vec![Call::Promote(*id)]));
+    if good.record.is_some() || step.is_none() { good } else { Plan { step, ensure: Vec::new(), ..good } }
+}
+
+fn deletes_a_members_volume(desired: &Desired, observed: &Observed) -> Plan {
+    let good = plan(desired, observed);
+    let down = observed.record.members.keys().find(|name| !observed.pods.contains_key(*name));
+    let volume = down.and_then(|name| Some((name, observed.volumes.get(name)?)));
+    let step = volume.map(|(name, volume)| Step::DeleteVolume(premise(name, &volume.uid, &volume.resource_version), None));
+    Plan { step: step.or(good.step), ..good }
+}
+
+fn founds_again(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    for ensure in &mut good.ensure {
+        if let Ensure::Create { kind: "Pod", manifest } = ensure {
+            let text = manifest.to_string().replace("cluster-state=existing", "cluster-state=new");
+            *manifest = serde_json::from_str(&text).unwrap();
+        }
+    }
+    good
+}
+
+fn uses_names_again(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = observed.clone();
+    let taken = |serial: &i32| {
+        let name = names::member(&desired.name, *serial);
+        observed.volumes.contains_key(&name) || observed.pods.contains_key(&name)
+    };
+    let free = (0..).find(|serial| !taken(serial)).unwrap_or_default();
+    let good = plan(desired, &seen);
+    if good.record.is_some() {
+        return good;
+    }
+    seen.record.next_serial = free;
+    let again = plan(desired, &seen);
+    if again.record.is_some() {
+        // The good planner would put the number right first: this one just goes on.
+        let mut ensure = good.ensure;
+        for item in &mut ensure {
+            if let Ensure::Create { kind: "PersistentVolumeClaim", manifest } = item {
+                manifest["metadata"]["name"] = names::member(&desired.name, free).into();
+            }
+        }
+        return Plan { ensure, ..again_without_record(good.step, good.findings) };
+    }
+    again
+}
+
+fn again_without_record(step: Option<Step>, findings: Vec<quorate::operator::cluster::plan::Finding>) -> Plan {
+    Plan { step, findings, ..Plan::default() }
+}
+
+fn lets_clients_in_to_learners(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    for (name, pod) in observed.pods.iter().filter(|(name, _)| observed.record.joining.contains(*name)) {
+        let labels = json!({names::ROLE: names::VOTER});
+        let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": desired.namespace, "uid": pod.uid, "labels": labels}});
+        good.ensure.push(Ensure::Apply { kind: "Pod", manifest });
+    }
+    good
+}
+
+fn lets_clients_in_early(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    if good.record.is_some() {
+        return good;
+    }
+    for (name, pod) in &observed.pods {
+        let labels = json!({names::ROLE: names::VOTER});
+        let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": desired.namespace, "uid": pod.uid, "labels": labels}});
+        good.ensure.push(Ensure::Apply { kind: "Pod", manifest });
+    }
+    good
+}
+
+fn forgets_half_done_adds(desired: &Desired, observed: &Observed) -> Plan {
+    let good = plan(desired, observed);
+    match &good.step {
+        Some(Step::Change(change)) if change.calls.iter().any(|call| matches!(call, Call::Remove(id) if learners(observed).contains(id))) => {
+            Plan { step: None, ..good }
+        }
+        _ => good,
+    }
+}
+
+fn waits_for_the_roll_out(desired: &Desired, observed: &Observed) -> Plan {
+    let unfinished = observed.pods.values().any(|pod| !pod.running) && observed.record.cluster_id.is_some();
+    if unfinished { Plan::default() } else { plan(desired, observed) }
+}
+
+fn writes_without_need(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    if good.record.is_none() && observed.record.cluster_id.is_some() {
+        let manifest = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": desired.name, "namespace": desired.namespace, "annotations": {"seen": observed.pods.len().to_string()}}});
+        good.ensure.push(Ensure::Apply { kind: "Service", manifest });
+    }
+    good
+}
+
+fn takes_pods_for_members(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = desired.clone();
+    let pods = observed.pods.values().filter(|pod| pod.ready).count();
+    if observed.record.cluster_id.is_some() && pods > 0 && pods < desired.replicas {
+        seen.replicas = if pods >= 3 { 3 } else { 1 };
+    }
+    plan(&seen, observed)
+}
+
+const BUGS: [Bug; 15] = [
+    Bug { rule: "I-1 quorum", class: "D3", what: "rolls Pods while another is down", planner: rolls_without_looking },
+    Bug { rule: "I-2 restraint", class: "D4", what: "takes a silent voter for a healthy one", planner: believes_the_silent },
+    Bug { rule: "I-3 volumes", class: "A1", what: "deletes the volume of a member whose Pod is gone", planner: deletes_a_members_volume },
+    Bug { rule: "I-4 no amnesia", class: "D6", what: "promotes who is not on record", planner: promotes_at_once },
+    Bug { rule: "I-5 one bootstrap", class: "D5", what: "founds a cluster that exists", planner: founds_again },
+    Bug { rule: "I-8 leader", class: "D", what: "removes the leader", planner: removes_the_leader },
+    Bug { rule: "I-10 names", class: "A5", what: "uses a number again", planner: uses_names_again },
+    Bug { rule: "I-12 truth", class: "E", what: "lets clients in to learners", planner: lets_clients_in_to_learners },
+    Bug { rule: "I-12 record first", class: "B", what: "lets clients in before there is a record", planner: lets_clients_in_early },
+    Bug { rule: "ESR", class: "B2", what: "forgets half-done adds", planner: forgets_half_done_adds },
+    Bug { rule: "ESR", class: "E", what: "waits for a roll-out that cannot end", planner: waits_for_the_roll_out },
+    Bug { rule: "ESR", class: "I-14", what: "writes without need", planner: writes_without_need },
+    Bug { rule: "ESR", class: "D1", what: "takes ready Pods for the wanted size", planner: takes_pods_for_members },
+    Bug { rule: "I-2 restraint", class: "D1", what: "removes voters since Pods are missing", planner: takes_pods_for_members },
+    Bug { rule: "I-2 restraint", class: "A2", what: "deletes by name, without a premise", planner: deletes_by_name },
+];
+
+#[test]
+fn every_planted_bug_is_found() {
+    let mut blind = Vec::new();
+    println!("{:<18} {:<5} {:<48} found", "invariant", "class", "a planner that …");
+    for bug in BUGS {
+        let found = search::first(0..SEEDS, bug.planner, bug.rule);
+        let text = found.map_or_else(|| "NOT FOUND".to_owned(), |seed| format!("seed {seed}"));
+        println!("{:<18} {:<5} {:<48} {text}", bug.rule, bug.class, bug.what);
+        if found.is_none() {
+            blind.push(bug.what);
+        }
+    }
+    assert!(blind.is_empty(), "the search is blind to a planner that {}", blind.join("; that "));
+}

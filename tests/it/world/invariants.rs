@@ -146,7 +146,7 @@ fn applies(object: &Value, request: &Request) -> bool {
     let named = &request.body["preconditions"];
     ["uid", "resourceVersion"]
         .iter()
-        .all(|field| named[field].is_null() || named[field] == object["metadata"][field])
+        .all(|field| named[field].is_null() || named[field] == "" || named[field] == object["metadata"][field])
 }
 
 fn foreign(world: &mut World, request: &Request) {
@@ -165,7 +165,9 @@ fn deletes_pod(world: &mut World, request: &Request, truth: &Truth) {
     let late =
         world.stale && world.witness.silent.get(&status.member).is_some_and(|at| world.now - at < FRESH);
     let silent = late || world.unreachable.contains(&name);
-    if votes && Some(status.member) == truth.leader && !silent {
+    if votes && !silent && truth.has_quorum() && truth.alive.len() - 1 < quorum(truth.voters.len()) {
+        world.violate("I-1 quorum", &format!("deletes the Pod of {name}, without which there is none"));
+    } else if votes && Some(status.member) == truth.leader && !silent {
         world.violate("I-8 leader", &format!("deletes the Pod of the leader {name}"));
     } else if votes && !silent {
         world.violate("I-2 restraint", &format!("deletes the Pod of {name}, which serves"));

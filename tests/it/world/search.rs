@@ -1,12 +1,15 @@
 //! Stories made up from a seed, and the shortest one that still breaks what was broken.
 
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 use quorate::operator::cluster::plan::plan;
 use quorate::operator::context::Planner;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::operator::Fault;
+use super::operator::{Fault, lock};
 use super::story::{Act, Report, tell};
 
 /// Stories that `cargo verify` tells.
@@ -111,39 +114,56 @@ fn picture(seed: u64, acts: &[Act], report: &Report, planner: Planner) -> String
     )
 }
 
-/// Tells the stories of these seeds on all cores until one breaks something; gives its picture.
-pub(crate) fn search(
-    seeds: std::ops::Range<u64>,
-    planner: Planner,
-    until: impl Fn() -> bool + Sync,
-) -> Result<u64, String> {
-    let next = std::sync::atomic::AtomicU64::new(seeds.start);
-    let found = std::sync::Mutex::new(None::<String>);
-    let told = std::sync::atomic::AtomicU64::new(0);
+/// Tells the stories of these seeds on all cores until `stop` says that one is what was looked for, or all are told.
+fn each(seeds: std::ops::Range<u64>, planner: Planner, stop: impl Fn(u64, &[Act], &Report) -> bool + Sync) -> u64 {
+    let next = AtomicU64::new(seeds.start);
+    let (told, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
                 loop {
-                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if seed >= seeds.end || until() || super::operator::lock(&found).is_some() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || stopped.load(Ordering::Relaxed) {
                         return;
                     }
                     let acts = story(seed);
                     let report = tell(&acts, planner);
-                    told.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    if report.violation.is_some() {
-                        let text = picture(seed, &acts, &report, planner);
-                        super::operator::lock(&found).get_or_insert(text);
+                    told.fetch_add(1, Ordering::Relaxed);
+                    if stop(seed, &acts, &report) {
+                        stopped.store(true, Ordering::Relaxed);
                     }
                 }
             });
         }
     });
-    match super::operator::lock(&found).take() {
-        Some(text) => Err(text),
-        None => Ok(told.into_inner()),
-    }
+    told.into_inner()
+}
+
+/// How many stories were told, or the picture of the first that breaks something.
+fn search(seeds: std::ops::Range<u64>, planner: Planner, over: impl Fn() -> bool + Sync) -> Result<u64, String> {
+    let found = Mutex::new(None::<String>);
+    let told = each(seeds, planner, |seed, acts, report| {
+        if report.violation.is_some() {
+            lock(&found).get_or_insert_with(|| picture(seed, acts, report, planner));
+        }
+        report.violation.is_some() || over()
+    });
+    let found = lock(&found).take();
+    found.map_or(Ok(told), Err)
+}
+
+/// A seed whose story breaks that rule.
+pub(crate) fn first(seeds: std::ops::Range<u64>, planner: Planner, rule: &str) -> Option<u64> {
+    let found = Mutex::new(None);
+    each(seeds, planner, |seed, _, report| {
+        let breaks = report.violation.as_deref().is_some_and(|violation| rule_of(violation) == rule);
+        if breaks {
+            lock(&found).get_or_insert(seed);
+        }
+        breaks
+    });
+    found.into_inner().unwrap_or_default()
 }
 
 /// `QUORATE_EXPLORE_MINUTES` (`cargo explore --minutes N`) makes it go on with new seeds for so long.

@@ -285,7 +285,8 @@ fn has_wrong_class(desired: &Desired, observed: &Observed, volume: &Volume) -> b
     let missing =
         observed.missing_storage_class.is_some() && observed.missing_storage_class == volume.storage_class;
     let differs = volume.storage_class.as_ref() != wanted && (wanted.is_some() || missing);
-    !volume.bound && volume.identity.is_none() && differs
+    let own = volume.cluster_uid.as_deref() == Some(desired.uid.as_str());
+    own && !volume.bound && volume.identity.is_none() && differs
 }
 
 /// A Pod that serves nobody and would do better if it were made anew.
