@@ -12,8 +12,10 @@ pub const ROLE: &str = "quorate.dev/role";
 pub const VOTER: &str = "voter";
 /// Annotation on a volume: etcd's cluster ID, once its member has reported it.
 pub const CLUSTER_ID: &str = "quorate.dev/cluster-id";
-/// Annotation on a volume: etcd's member ID, once its member has reported it.
+/// Annotation on a volume: etcd's member ID, once its member has reported it, or was added.
 pub const MEMBER_ID: &str = "quorate.dev/member-id";
+/// Annotation on a volume: `true` once etcd has run on it, so that its data must be there.
+pub const STARTED: &str = "quorate.dev/started";
 /// Annotation on a volume: rises when the member is wiped in place.
 pub const INCARNATION: &str = "quorate.dev/incarnation";
 /// Annotation on a volume: `joining`, `member` or `retired`.

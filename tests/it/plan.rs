@@ -67,6 +67,7 @@ fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
         storage_class: Some("standard".to_owned()),
         requested: "8Gi".to_owned(),
         state: if identity.is_some() { VolumeState::Member } else { VolumeState::Joining },
+        started: identity.is_some(),
         identity,
         incarnation: 0,
     }

@@ -85,6 +85,8 @@ pub struct Volume {
     pub state: VolumeState,
     /// Cluster and member on record.
     pub identity: Option<(ClusterId, MemberId)>,
+    /// Whether etcd has run on it, so that its data must be there.
+    pub started: bool,
     /// Incarnation of its data.
     pub incarnation: u32,
 }
@@ -241,6 +243,7 @@ impl Volume {
                 _ => VolumeState::Joining,
             },
             identity,
+            started: annotation(names::STARTED).map_or(identity.is_some(), |text| text == "true"),
             incarnation: annotation(names::INCARNATION)
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),

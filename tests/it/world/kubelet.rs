@@ -341,7 +341,8 @@ fn unscheduled(world: &mut World, name: &str) {
     });
 }
 
-/// A volume goes when it is deleted and no Pod uses it (`kubernetes.io/pvc-protection`).
+/// A volume goes when it is deleted and no Pod uses it. One without a node does not count (`podUsesPVC` in
+/// pkg/controller/volume/pvcprotection).
 fn volumes(world: &mut World) {
     let deleting: Vec<(String, String)> = world
         .api
@@ -350,7 +351,7 @@ fn volumes(world: &mut World) {
         .map(identity)
         .collect();
     for (name, uid) in deleting {
-        if world.api.get("Pod", &name).is_none() {
+        if world.api.get("Pod", &name).is_none_or(|pod| pod["spec"]["nodeName"].is_null()) {
             world.api.remove(&key("PersistentVolumeClaim", &name));
             world.disks.remove(&uid);
         }

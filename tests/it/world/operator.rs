@@ -235,7 +235,9 @@ fn act(world: &mut World, request: &Request) -> (u16, Value) {
     invariants::before_write(world, request);
     let now = world.clock();
     let (code, answer) = world.api.answer(request, &now);
-    if request.kind != "Event" && code < 300 {
+    if request.kind == "Event" && !request.body["note"].is_null() {
+        world.note(format!("  {}: {}", request.body["reason"].as_str().unwrap_or_default(), request.body["note"].as_str().unwrap_or_default()));
+    } else if request.kind != "Event" && code < 300 {
         let name = request.name.clone().or_else(|| text(&request.body, "/metadata/name")).unwrap_or_default();
         let part = if request.status { "/status" } else { "" };
         world.note(format!("{} {} {name}{part}", request.method, request.kind));
@@ -352,6 +354,9 @@ impl Members for Way {
                 return Err(ChangeError::Unknown("no answer".to_owned()));
             }
             let result = change(&mut lock(&self.0.world), &member, &call);
+            if ruling.lose {
+                return Err(ChangeError::Unknown("none within 8s".to_owned()));
+            }
             self.0.leave(&ruling).await;
             result
         })

@@ -34,15 +34,25 @@ pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
 }
 
+/// What is put on record on a volume.
+pub struct Known {
+    /// Cluster and member.
+    pub identity: Option<(ClusterId, MemberId)>,
+    /// Whether etcd has run on it.
+    pub started: bool,
+    /// Where its member is in its life.
+    pub state: VolumeState,
+    /// The size that is asked for.
+    pub size: String,
+}
+
 /// What is known of the member, applied onto its volume; the UID is the premise. All that is ours is said every
 /// time, since server-side apply takes back what its manager no longer says.
 pub fn record(
     desired: &Desired,
     member: &str,
     volume: &Volume,
-    identity: Option<(ClusterId, MemberId)>,
-    state: VolumeState,
-    size: &str,
+    known: &Known,
 ) -> Value {
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
@@ -53,11 +63,12 @@ pub fn record(
         "labels": labels,
     });
     set_owner(desired, &mut metadata);
-    if let (Some((cluster, id)), Some(metadata)) = (identity, metadata.as_object_mut()) {
+    if let (Some((cluster, id)), Some(metadata)) = (known.identity, metadata.as_object_mut()) {
         let annotations = json!({
-            names::STATE: state.word(),
+            names::STATE: known.state.word(),
             names::CLUSTER_ID: cluster.to_string(),
             names::MEMBER_ID: id.to_string(),
+            names::STARTED: known.started.to_string(),
         });
         metadata.insert("annotations".to_owned(), annotations);
     }
@@ -65,7 +76,7 @@ pub fn record(
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": metadata,
-        "spec": {"resources": {"requests": {"storage": size}}},
+        "spec": {"resources": {"requests": {"storage": known.size}}},
     })
 }
 

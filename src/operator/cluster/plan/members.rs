@@ -70,6 +70,12 @@ impl Look<'_> {
         Some(names.into_iter().collect())
     }
 
+    /// Who the member list says that it is.
+    fn listed_identity(&self, name: &str) -> Option<(ClusterId, MemberId)> {
+        let roster = self.roster.as_ref()?;
+        Some((roster.cluster_id, roster.seat(name)?.id))
+    }
+
     /// Whether it votes, or has all that it needs to be promoted next.
     fn will_vote(&self, name: &str) -> bool {
         let learner = self.roster.as_ref().and_then(|roster| Some((roster, roster.seat(name)?)));
@@ -154,17 +160,21 @@ fn usable_volume<'a>(look: &Look<'a>, name: &str, plan: &mut Plan) -> Option<&'a
 /// votes, and the size that is asked for.
 fn record(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
     let Look { desired, observed, .. } = look;
-    let identity = volume.identity.or_else(|| reported_identity(look, name, plan));
+    let reported = if volume.started { None } else { reported_identity(look, name, plan) };
+    // The ID of one that was added is noted at once: were it removed before it starts, nobody else may take its volume.
+    let identity = volume.identity.or(reported).or_else(|| look.listed_identity(name));
+    let started = volume.started || (reported.is_some() && reported == identity);
     let votes = volume.state == VolumeState::Member || look.will_vote(name);
-    let state = if identity.is_some() && votes { VolumeState::Member } else { VolumeState::Joining };
+    let state = if started && votes { VolumeState::Member } else { VolumeState::Joining };
     let size = size(desired, observed, name, volume, plan);
-    let known = volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
+    let unchanged = volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
         && volume.owned == volumes::is_owned(desired)
-        && volume.identity == identity
+        && (volume.identity, volume.started) == (identity, started)
         && volume.state == state
         && volume.requested == size;
-    if !known {
-        let manifest = volumes::record(desired, name, volume, identity, state, &size);
+    if !unchanged {
+        let known = volumes::Known { identity, started, state, size };
+        let manifest = volumes::record(desired, name, volume, &known);
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
     }
 }
@@ -214,7 +224,7 @@ fn size(desired: &Desired, observed: &Observed, name: &str, volume: &Volume, pla
 
 /// Puts a Pod on the volume, once its certificates are there.
 fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
-    let Look { desired, observed, roster } = look;
+    let Look { desired, observed, .. } = look;
     if desired.tls() && !certificates_exist(observed, name) {
         return;
     }
@@ -223,7 +233,6 @@ fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
         || initial
             .iter()
             .any(|name| observed.volumes.get(name).is_some_and(|volume| volume.identity.is_some()));
-    let listed = || Some((observed.record.cluster_id?, roster.as_ref()?.seat(name)?.id));
     let manifest = pods::pod(
         desired,
         &pods::Member {
@@ -232,9 +241,9 @@ fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
             state: if anyone_on_record { InitialState::Existing } else { InitialState::New },
             token: &bootstrap.token,
             incarnation: volume.incarnation,
-            identity: volume.identity.or_else(listed),
-            has_data: volume.identity.is_some(),
-            high_water: volume.identity.and(observed.record.high_water.get(name).copied()),
+            identity: volume.identity.or_else(|| look.listed_identity(name)),
+            has_data: volume.started,
+            high_water: observed.record.high_water.get(name).copied().filter(|_| volume.started),
         },
     );
     plan.ensure.push(Ensure::Create { kind: "Pod", manifest });
@@ -286,7 +295,7 @@ fn has_wrong_class(desired: &Desired, observed: &Observed, volume: &Volume) -> b
         observed.missing_storage_class.is_some() && observed.missing_storage_class == volume.storage_class;
     let differs = volume.storage_class.as_ref() != wanted && (wanted.is_some() || missing);
     let own = volume.cluster_uid.as_deref() == Some(desired.uid.as_str());
-    own && !volume.bound && volume.identity.is_none() && differs
+    own && !volume.bound && !volume.started && differs
 }
 
 /// A Pod that serves nobody and would do better if it were made anew.
@@ -312,7 +321,7 @@ fn replaceable(
     }
     // A learner without data can only join the members that it was told of.
     let behind = look.joins(name)
-        && volume.identity.is_none()
+        && !volume.started
         && look
             .initial(name)
             .is_some_and(|initial| initial.into_iter().collect::<BTreeSet<_>>() != pod.initial);

@@ -53,8 +53,13 @@ fn retire(
     let goes = !voted || volumes::is_owned(desired);
     let marked = volume.state == VolumeState::Retired && volume.owned == volumes::is_owned(desired);
     if voted && !marked {
-        let manifest =
-            volumes::record(desired, name, volume, volume.identity, VolumeState::Retired, &volume.requested);
+        let known = volumes::Known {
+            identity: volume.identity,
+            started: volume.started,
+            state: VolumeState::Retired,
+            size: volume.requested.clone(),
+        };
+        let manifest = volumes::record(desired, name, volume, &known);
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
         plan.findings.push(Finding {
             reason: Reason::VolumeRetired,

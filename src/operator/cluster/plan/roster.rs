@@ -120,7 +120,7 @@ impl<'a> Roster<'a> {
     /// on less (I-4).
     pub(in super::super) fn has_caught_up(&self, observed: &Observed, learner: &Seat) -> bool {
         let noted =
-            learner.volume.is_some_and(|volume| volume.identity == Some((self.cluster_id, learner.id)));
+            learner.volume.is_some_and(|volume| volume.started && volume.identity == Some((self.cluster_id, learner.id)));
         let recorded = observed.record.members.get(&learner.name) == Some(&learner.id);
         noted && recorded && self.lag(learner).is_some_and(|lag| lag < LEVEL)
     }
