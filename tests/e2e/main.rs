@@ -24,4 +24,5 @@ mod many;
 mod quiet;
 mod readme;
 mod recovery;
+mod scaling;
 mod sizes;

@@ -37,6 +37,20 @@ const PARTS: &[Part] = &[
         minutes: 45,
     },
     Part {
+        name: "scaling",
+        shows: "1→3→5→3→1 and 3→7→3 under a writer, operators killed every 2 s: every acknowledged key is there",
+        run: Run::Stories("scaling::"),
+        variables: &[],
+        minutes: 30,
+    },
+    Part {
+        name: "schedules",
+        shows: "200,000 seeded schedules of the simulated world break no invariant",
+        run: Run::Cargo(&["test", "--locked", "--test", "it", "world::search"]),
+        variables: &[("QUORATE_SCHEDULES", "200000")],
+        minutes: 90,
+    },
+    Part {
         name: "arbitrary pictures",
         shows: "the planner breaks no invariant on any of them, and each planted bug is found",
         run: Run::Cargo(&["test", "--locked", "--test", "it", "plan::"]),

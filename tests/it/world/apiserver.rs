@@ -258,9 +258,9 @@ fn not_found() -> Answer {
 
 /// UID and resourceVersion, where the caller names them, must be the object's.
 fn conflict(object: &Value, named: &Value) -> Option<Answer> {
-    let differs = ["uid", "resourceVersion"]
-        .iter()
-        .any(|field| !named[field].is_null() && named[field] != "" && named[field] != object["metadata"][field]);
+    let differs = ["uid", "resourceVersion"].iter().any(|field| {
+        !named[field].is_null() && named[field] != "" && named[field] != object["metadata"][field]
+    });
     differs.then(|| {
         failure(
             409,

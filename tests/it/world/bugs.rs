@@ -24,7 +24,12 @@ struct Bug {
 }
 
 fn premise(name: &str, uid: &str, version: &str) -> Premise {
-    Premise { name: name.to_owned(), uid: uid.to_owned(), resource_version: version.to_owned(), why: "a bug".to_owned() }
+    Premise {
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+        resource_version: version.to_owned(),
+        why: "a bug".to_owned(),
+    }
 }
 
 fn change(observed: &Observed, calls: Vec<Call>) -> Option<Step> {
@@ -66,7 +71,10 @@ fn deletes_by_name(desired: &Desired, observed: &Observed) -> Plan {
 
 fn believes_the_silent(desired: &Desired, observed: &Observed) -> Plan {
     let mut seen = observed.clone();
-    let good = observed.known_answers().find(|(_, answer)| answer.quorum.is_some()).map(|(_, answer)| answer.clone());
+    let good = observed
+        .known_answers()
+        .find(|(_, answer)| answer.quorum.is_some())
+        .map(|(_, answer)| answer.clone());
     for (name, id) in &observed.record.members {
         let silent = !seen.survey.get(name).is_some_and(Result::is_ok);
         if let (true, Some(good)) = (silent, &good) {
@@ -102,7 +110,8 @@ fn deletes_a_members_volume(desired: &Desired, observed: &Observed) -> Plan {
     let good = plan(desired, observed);
     let down = observed.record.members.keys().find(|name| !observed.pods.contains_key(*name));
     let volume = down.and_then(|name| Some((name, observed.volumes.get(name)?)));
-    let step = volume.map(|(name, volume)| Step::DeleteVolume(premise(name, &volume.uid, &volume.resource_version), None));
+    let step = volume
+        .map(|(name, volume)| Step::DeleteVolume(premise(name, &volume.uid, &volume.resource_version), None));
     Plan { step: step.or(good.step), ..good }
 }
 
@@ -143,7 +152,10 @@ fn uses_names_again(desired: &Desired, observed: &Observed) -> Plan {
     again
 }
 
-fn again_without_record(step: Option<Step>, findings: Vec<quorate::operator::cluster::plan::Finding>) -> Plan {
+fn again_without_record(
+    step: Option<Step>,
+    findings: Vec<quorate::operator::cluster::plan::Finding>,
+) -> Plan {
     Plan { step, findings, ..Plan::default() }
 }
 
@@ -173,7 +185,12 @@ fn lets_clients_in_early(desired: &Desired, observed: &Observed) -> Plan {
 fn forgets_half_done_adds(desired: &Desired, observed: &Observed) -> Plan {
     let good = plan(desired, observed);
     match &good.step {
-        Some(Step::Change(change)) if change.calls.iter().any(|call| matches!(call, Call::Remove(id) if learners(observed).contains(id))) => {
+        Some(Step::Change(change))
+            if change
+                .calls
+                .iter()
+                .any(|call| matches!(call, Call::Remove(id) if learners(observed).contains(id))) =>
+        {
             Plan { step: None, ..good }
         }
         _ => good,
@@ -204,21 +221,76 @@ fn takes_pods_for_members(desired: &Desired, observed: &Observed) -> Plan {
 }
 
 const BUGS: [Bug; 15] = [
-    Bug { rule: "I-1 quorum", class: "D3", what: "rolls Pods while another is down", planner: rolls_without_looking },
-    Bug { rule: "I-2 restraint", class: "D4", what: "takes a silent voter for a healthy one", planner: believes_the_silent },
-    Bug { rule: "I-3 volumes", class: "A1", what: "deletes the volume of a member whose Pod is gone", planner: deletes_a_members_volume },
-    Bug { rule: "I-4 no amnesia", class: "D6", what: "promotes who is not on record", planner: promotes_at_once },
-    Bug { rule: "I-5 one bootstrap", class: "D5", what: "founds a cluster that exists", planner: founds_again },
+    Bug {
+        rule: "I-1 quorum",
+        class: "D3",
+        what: "rolls Pods while another is down",
+        planner: rolls_without_looking,
+    },
+    Bug {
+        rule: "I-2 restraint",
+        class: "D4",
+        what: "takes a silent voter for a healthy one",
+        planner: believes_the_silent,
+    },
+    Bug {
+        rule: "I-3 volumes",
+        class: "A1",
+        what: "deletes the volume of a member whose Pod is gone",
+        planner: deletes_a_members_volume,
+    },
+    Bug {
+        rule: "I-4 no amnesia",
+        class: "D6",
+        what: "promotes who is not on record",
+        planner: promotes_at_once,
+    },
+    Bug {
+        rule: "I-5 one bootstrap",
+        class: "D5",
+        what: "founds a cluster that exists",
+        planner: founds_again,
+    },
     Bug { rule: "I-8 leader", class: "D", what: "removes the leader", planner: removes_the_leader },
     Bug { rule: "I-10 names", class: "A5", what: "uses a number again", planner: uses_names_again },
-    Bug { rule: "I-12 truth", class: "E", what: "lets clients in to learners", planner: lets_clients_in_to_learners },
-    Bug { rule: "I-12 record first", class: "B", what: "lets clients in before there is a record", planner: lets_clients_in_early },
+    Bug {
+        rule: "I-12 truth",
+        class: "E",
+        what: "lets clients in to learners",
+        planner: lets_clients_in_to_learners,
+    },
+    Bug {
+        rule: "I-12 record first",
+        class: "B",
+        what: "lets clients in before there is a record",
+        planner: lets_clients_in_early,
+    },
     Bug { rule: "ESR", class: "B2", what: "forgets half-done adds", planner: forgets_half_done_adds },
-    Bug { rule: "ESR", class: "E", what: "waits for a roll-out that cannot end", planner: waits_for_the_roll_out },
+    Bug {
+        rule: "ESR",
+        class: "E",
+        what: "waits for a roll-out that cannot end",
+        planner: waits_for_the_roll_out,
+    },
     Bug { rule: "ESR", class: "I-14", what: "writes without need", planner: writes_without_need },
-    Bug { rule: "ESR", class: "D1", what: "takes ready Pods for the wanted size", planner: takes_pods_for_members },
-    Bug { rule: "I-2 restraint", class: "D1", what: "removes voters since Pods are missing", planner: takes_pods_for_members },
-    Bug { rule: "I-2 restraint", class: "A2", what: "deletes by name, without a premise", planner: deletes_by_name },
+    Bug {
+        rule: "ESR",
+        class: "D1",
+        what: "takes ready Pods for the wanted size",
+        planner: takes_pods_for_members,
+    },
+    Bug {
+        rule: "I-2 restraint",
+        class: "D1",
+        what: "removes voters since Pods are missing",
+        planner: takes_pods_for_members,
+    },
+    Bug {
+        rule: "I-2 restraint",
+        class: "A2",
+        what: "deletes by name, without a premise",
+        planner: deletes_by_name,
+    },
 ];
 
 #[test]

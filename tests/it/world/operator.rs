@@ -236,7 +236,11 @@ fn act(world: &mut World, request: &Request) -> (u16, Value) {
     let now = world.clock();
     let (code, answer) = world.api.answer(request, &now);
     if request.kind == "Event" && !request.body["note"].is_null() {
-        world.note(format!("  {}: {}", request.body["reason"].as_str().unwrap_or_default(), request.body["note"].as_str().unwrap_or_default()));
+        world.note(format!(
+            "  {}: {}",
+            request.body["reason"].as_str().unwrap_or_default(),
+            request.body["note"].as_str().unwrap_or_default()
+        ));
     } else if request.kind != "Event" && code < 300 {
         let name = request.name.clone().or_else(|| text(&request.body, "/metadata/name")).unwrap_or_default();
         let part = if request.status { "/status" } else { "" };

@@ -115,7 +115,11 @@ fn picture(seed: u64, acts: &[Act], report: &Report, planner: Planner) -> String
 }
 
 /// Tells the stories of these seeds on all cores until `stop` says that one is what was looked for, or all are told.
-fn each(seeds: std::ops::Range<u64>, planner: Planner, stop: impl Fn(u64, &[Act], &Report) -> bool + Sync) -> u64 {
+fn each(
+    seeds: std::ops::Range<u64>,
+    planner: Planner,
+    stop: impl Fn(u64, &[Act], &Report) -> bool + Sync,
+) -> u64 {
     let next = AtomicU64::new(seeds.start);
     let (told, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -141,7 +145,11 @@ fn each(seeds: std::ops::Range<u64>, planner: Planner, stop: impl Fn(u64, &[Act]
 }
 
 /// How many stories were told, or the picture of the first that breaks something.
-fn search(seeds: std::ops::Range<u64>, planner: Planner, over: impl Fn() -> bool + Sync) -> Result<u64, String> {
+fn search(
+    seeds: std::ops::Range<u64>,
+    planner: Planner,
+    over: impl Fn() -> bool + Sync,
+) -> Result<u64, String> {
     let found = Mutex::new(None::<String>);
     let told = each(seeds, planner, |seed, acts, report| {
         if report.violation.is_some() {

@@ -48,12 +48,7 @@ pub struct Known {
 
 /// What is known of the member, applied onto its volume; the UID is the premise. All that is ours is said every
 /// time, since server-side apply takes back what its manager no longer says.
-pub fn record(
-    desired: &Desired,
-    member: &str,
-    volume: &Volume,
-    known: &Known,
-) -> Value {
+pub fn record(desired: &Desired, member: &str, volume: &Volume, known: &Known) -> Value {
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
     let mut metadata = json!({

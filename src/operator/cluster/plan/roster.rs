@@ -116,13 +116,15 @@ impl<'a> Roster<'a> {
         noted && self.has_caught_up(observed, learner)
     }
 
-    /// Whether a learner has the data, and volume and status say who it is, so that the guard would never let it start
-    /// on less (I-4).
+    /// Whether a learner has the data and stays, and volume and status say who it is, so that the guard would never let
+    /// it start on less (I-4).
     pub(in super::super) fn has_caught_up(&self, observed: &Observed, learner: &Seat) -> bool {
-        let noted =
-            learner.volume.is_some_and(|volume| volume.started && volume.identity == Some((self.cluster_id, learner.id)));
+        let noted = learner
+            .volume
+            .is_some_and(|volume| volume.started && volume.identity == Some((self.cluster_id, learner.id)));
         let recorded = observed.record.members.get(&learner.name) == Some(&learner.id);
-        noted && recorded && self.lag(learner).is_some_and(|lag| lag < LEVEL)
+        let stays = learner.pod.is_some_and(|pod| !pod.deleting);
+        stays && noted && recorded && self.lag(learner).is_some_and(|lag| lag < LEVEL)
     }
 
     /// Names of everyone of ours in the list.
