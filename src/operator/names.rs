@@ -22,6 +22,8 @@ pub const INCARNATION: &str = "quorate.dev/incarnation";
 pub const STATE: &str = "quorate.dev/state";
 /// Annotation on a Pod: hash of what the spec made of it.
 pub const TEMPLATE: &str = "quorate.dev/template";
+/// Annotation on a PodDisruptionBudget: the members that clients reach.
+pub const SERVING: &str = "quorate.dev/serving";
 /// Annotation on an EtcdCluster: UID of an earlier one whose volumes it takes over.
 pub const ADOPT: &str = "quorate.dev/adopt";
 /// Field manager of the operator.

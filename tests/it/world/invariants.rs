@@ -130,7 +130,10 @@ pub(crate) fn before_write(world: &mut World, request: &Request) {
 
 fn before_record(world: &mut World, request: &Request) {
     // Without an EtcdCluster, a pass that was held acts on what is nobody's any more.
-    if world.cluster().is_some() && request.kind == "Pod" && request.body["metadata"]["labels"]["quorate.dev/role"] == "voter" {
+    if world.cluster().is_some()
+        && request.kind == "Pod"
+        && request.body["metadata"]["labels"]["quorate.dev/role"] == "voter"
+    {
         world.violate("I-12 record first", "lets clients in before the cluster is on record");
     }
     if (request.method.as_str(), request.kind) == ("DELETE", "PersistentVolumeClaim") {
@@ -162,6 +165,9 @@ fn deletes_pod(world: &mut World, request: &Request, truth: &Truth) {
     let Some(pod) = existing(world, request).filter(|pod| applies(pod, request)) else { return };
     let (name, process) = identity(pod);
     let Ok(status) = world.etcd.status(&process) else { return };
+    if world.etcd.read(&process).is_err() {
+        return;
+    }
     let votes = truth.voters.contains_key(&status.member) && status.cluster == truth.cluster;
     let late =
         world.stale && world.witness.silent.get(&status.member).is_some_and(|at| world.now - at < FRESH);

@@ -1,6 +1,7 @@
 //! Nodes: scheduling, volumes, containers under the real guard's real decision, and the counts of the
 //! PodDisruptionBudget.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use quorate::etcd::version::Minor;
@@ -358,9 +359,32 @@ fn volumes(world: &mut World) {
     }
 }
 
+/// The budget as it was, and the labelled Pods with their readiness, when they were counted.
+#[derive(Clone, Default, PartialEq)]
+pub(crate) struct Counted {
+    budget: (Value, Value),
+    pods: BTreeMap<String, bool>,
+}
+
+/// Counts again when the budget changes, or a Pod that has the label now, or had it when it was deleted. A Pod that
+/// loses its label is not noticed: `updatePod` in pkg/controller/disruption looks for budgets by the new labels.
 fn budget(world: &mut World) {
-    let pods = || world.api.all("Pod").filter(|pod| has_voter_label(pod));
-    let (expected, healthy) = (pods().count(), pods().filter(|pod| is_ready(pod)).count());
+    let Some(budget) = world.api.get("PodDisruptionBudget", super::CLUSTER) else { return };
+    let pods = world.api.all("Pod").filter(|pod| has_voter_label(pod));
+    let now = Counted {
+        budget: (budget["metadata"]["annotations"].clone(), budget["spec"].clone()),
+        pods: pods.map(|pod| (identity(pod).1, is_ready(pod))).collect(),
+    };
+    let exists = |uid: &String| world.api.all("Pod").any(|pod| pod["metadata"]["uid"] == **uid);
+    let before = &world.counted;
+    let unnoticed = now.budget == before.budget
+        && now.pods.iter().all(|pod| before.pods.get(pod.0) == Some(pod.1))
+        && before.pods.keys().all(|uid| now.pods.contains_key(uid) || exists(uid));
+    if unnoticed {
+        return;
+    }
+    let (expected, healthy) = (now.pods.len(), now.pods.values().filter(|ready| **ready).count());
+    world.counted = now;
     world.api.change(&key("PodDisruptionBudget", super::CLUSTER), |budget| {
         let wanted = budget["spec"]["minAvailable"].as_u64().unwrap_or_default() as usize;
         let generation = budget["metadata"]["generation"].clone();

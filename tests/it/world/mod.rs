@@ -50,6 +50,8 @@ pub(crate) struct World {
     pub(crate) containers: BTreeMap<String, Container>,
     /// Whether the pass under way was held, so that it acts on what was true some time ago.
     pub(crate) stale: bool,
+    /// What the disruption controller has counted.
+    pub(crate) counted: kubelet::Counted,
     /// Members that the operator cannot reach.
     pub(crate) unreachable: BTreeSet<String>,
     /// Keys whose write was acknowledged to a client.
@@ -74,6 +76,7 @@ impl World {
             disks: BTreeMap::new(),
             containers: BTreeMap::new(),
             stale: false,
+            counted: kubelet::Counted::default(),
             unreachable: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
             next_key: 0,

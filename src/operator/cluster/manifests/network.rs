@@ -9,11 +9,16 @@ use crate::etcd::quorum::quorum;
 use crate::operator::names;
 
 /// Everything of this file, as (kind, manifest).
-pub fn all(desired: &Desired, voters: usize, authority: Option<&str>) -> Vec<(&'static str, Value)> {
+pub fn all(
+    desired: &Desired,
+    voters: usize,
+    serving: &[&str],
+    authority: Option<&str>,
+) -> Vec<(&'static str, Value)> {
     vec![
         ("Service", clients(desired)),
         ("Service", peers(desired)),
-        ("PodDisruptionBudget", disruption_budget(desired, voters)),
+        ("PodDisruptionBudget", disruption_budget(desired, voters, serving)),
         ("ConfigMap", connection(desired, authority)),
     ]
 }
@@ -48,11 +53,17 @@ fn peers(desired: &Desired) -> Value {
     })
 }
 
-fn disruption_budget(desired: &Desired, voters: usize) -> Value {
+/// The annotation names the Pods that have the label: the disruption controller does not look again when a Pod loses
+/// one (`updatePod` in pkg/controller/disruption knows the new labels only), but it does when the budget changes.
+fn disruption_budget(desired: &Desired, voters: usize, serving: &[&str]) -> Value {
+    let mut metadata = metadata(desired, &desired.name);
+    if let Some(metadata) = metadata.as_object_mut() {
+        metadata.insert("annotations".to_owned(), json!({names::SERVING: serving.join(" ")}));
+    }
     json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": metadata(desired, &desired.name),
+        "metadata": metadata,
         "spec": {
             "minAvailable": quorum(voters),
             "selector": {"matchLabels": {names::CLUSTER: desired.name, names::ROLE: names::VOTER}},

@@ -13,8 +13,10 @@ use crate::operator::names;
 pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let authority = if desired.tls() { certificates(desired, observed, plan) } else { None };
     let voters = voters_to_protect(desired, observed);
+    let serving = observed.pods.iter().filter(|(_, pod)| pod.voter_label && !pod.deleting);
+    let serving: Vec<&str> = serving.map(|(name, _)| name.as_str()).collect();
     for (kind, manifest) in
-        network::all(desired, voters, authority.map(|pem| pem.client.certificate.as_str()))
+        network::all(desired, voters, &serving, authority.map(|pem| pem.client.certificate.as_str()))
     {
         let name = manifest.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or_default();
         let found = observed.children.get(&(kind, name.to_owned()));
