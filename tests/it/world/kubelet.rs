@@ -372,7 +372,7 @@ fn budget(world: &mut World) {
     let Some(budget) = world.api.get("PodDisruptionBudget", super::CLUSTER) else { return };
     let pods = world.api.all("Pod").filter(|pod| has_voter_label(pod));
     let now = Counted {
-        budget: (budget["metadata"]["annotations"].clone(), budget["spec"].clone()),
+        budget: (budget["metadata"]["annotations"].clone(), budget["metadata"]["generation"].clone()),
         pods: pods.map(|pod| (identity(pod).1, is_ready(pod))).collect(),
     };
     let exists = |uid: &String| world.api.all("Pod").any(|pod| pod["metadata"]["uid"] == **uid);

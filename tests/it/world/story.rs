@@ -355,10 +355,15 @@ fn expect(world: &mut World, what: &str, value: &str) {
                 .filter_map(|claim| text(claim, "/spec/resources/requests/storage"));
             sizes.collect::<Vec<_>>().join(" ")
         }
+        "budget" => world.api.get("PodDisruptionBudget", CLUSTER).map(Value::to_string).unwrap_or_default(),
+        "conditions" => {
+            world.cluster().map(|cluster| cluster["status"]["conditions"].to_string()).unwrap_or_default()
+        }
         "summary" => world.cluster().and_then(|cluster| text(cluster, "/status/summary")).unwrap_or_default(),
         condition => conditions(condition),
     };
-    let holds = if what == "summary" { is.contains(value) } else { is == value };
+    let holds =
+        if matches!(what, "summary" | "budget" | "conditions") { is.contains(value) } else { is == value };
     if !holds {
         world.violate("story", &format!("{what} is {is:?}, not {value:?}"));
     }

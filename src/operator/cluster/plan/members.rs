@@ -89,8 +89,13 @@ impl Look<'_> {
         let known =
             volume.identity.is_some_and(|(_, id)| self.observed.record.members.get(name) == Some(&id));
         let votes = roster.voters.iter().any(|seat| seat.name == name);
-        let leaves = leaving(self.desired, roster).iter().any(|seat| seat.name == name);
-        Some(known && votes && !leaves)
+        Some(known && votes && !self.leaves(name))
+    }
+
+    /// Whether it is about to leave the cluster.
+    fn leaves(&self, name: &str) -> bool {
+        let leaves = |roster| leaving(self.desired, roster).iter().any(|seat| seat.name == name);
+        self.roster.as_ref().is_some_and(leaves)
     }
 }
 
@@ -99,6 +104,8 @@ fn member(look: &Look, name: &str, plan: &mut Plan) {
     let Some(volume) = usable_volume(look, name, plan) else { return };
     record(look, name, volume, plan);
     match look.observed.pods.get(name) {
+        // One that is down and leaves next is not started once more for that.
+        None if look.leaves(name) => {}
         None => create(look, name, volume, plan),
         Some(pod) => existing(look, name, pod, volume, plan),
     }
