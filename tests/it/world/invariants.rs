@@ -48,7 +48,7 @@ impl Truth {
         let cluster: ClusterId = text(world.cluster()?, "/status/clusterID")?.parse().ok()?;
         let running =
             || world.etcd.running().filter_map(|process| Some((process, world.etcd.data(process)?)));
-        let lying = world.disks.values().filter_map(|disk| disk.data.data.as_ref());
+        let lying = world.disks.values().filter_map(|disk| disk.data.data.as_deref());
         let all = running().map(|(_, data)| data).chain(lying).filter(|data| data.cluster == cluster);
         let store = &all.max_by_key(|data| data.store.applied)?.store;
         let stays = |process: &str| {

@@ -205,7 +205,7 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
     let claim = world.containers[uid].claim.clone();
     let disk = world.disks.entry(claim.clone()).or_default().clone();
     let found = |stamp: &Option<Stamp>| stamp.clone().map_or(Found::Nothing, Found::Value);
-    let log = disk.data.data.as_ref().map(summary);
+    let log = disk.data.data.as_deref().map(summary);
     let volume = Volume {
         stamp: found(&disk.stamp),
         mark: world.containers[uid].mark.map_or(Found::Nothing, Found::Value),
@@ -359,10 +359,10 @@ fn volumes(world: &mut World) {
     }
 }
 
-/// The budget as it was, and the labelled Pods with their readiness, when they were counted.
+/// The budget's resourceVersion, and the labelled Pods with their readiness, when they were counted.
 #[derive(Clone, Default, PartialEq)]
 pub(crate) struct Counted {
-    budget: (Value, Value),
+    budget: Value,
     pods: BTreeMap<String, bool>,
 }
 
@@ -372,7 +372,7 @@ fn budget(world: &mut World) {
     let Some(budget) = world.api.get("PodDisruptionBudget", super::CLUSTER) else { return };
     let pods = world.api.all("Pod").filter(|pod| has_voter_label(pod));
     let now = Counted {
-        budget: (budget["metadata"]["annotations"].clone(), budget["metadata"]["generation"].clone()),
+        budget: budget["metadata"]["resourceVersion"].clone(),
         pods: pods.map(|pod| (identity(pod).1, is_ready(pod))).collect(),
     };
     let exists = |uid: &String| world.api.all("Pod").any(|pod| pod["metadata"]["uid"] == **uid);
@@ -393,6 +393,8 @@ fn budget(world: &mut World) {
             "desiredHealthy": wanted, "disruptionsAllowed": healthy.saturating_sub(wanted),
         });
     });
+    let version = world.api.get("PodDisruptionBudget", super::CLUSTER).map(|budget| budget["metadata"]["resourceVersion"].clone());
+    world.counted.budget = version.unwrap_or_default();
 }
 
 /// Asks for a Pod's eviction, as a drain does.

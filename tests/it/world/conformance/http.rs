@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 /// A member that does not answer within this does not answer: what works takes milliseconds.
-pub(super) const DEADLINE: Duration = Duration::from_secs(3);
+const DEADLINE: Duration = Duration::from_millis(DEADLINE_MILLIS);
+pub(super) const DEADLINE_MILLIS: u64 = 3000;
 
 /// Sends one request; the error is etcd's answer or the network's.
 pub(super) fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Value, String> {
@@ -22,9 +23,10 @@ pub(super) fn post(address: SocketAddr, path: &str, body: &Value) -> Result<Valu
     Err(message.unwrap_or(&text).to_owned())
 }
 
-/// Whether something answers here.
-pub(super) fn answers(address: SocketAddr, path: &str) -> bool {
-    exchange(address, &format!("GET {path} HTTP/1.0\r\n\r\n")).is_ok_and(|(status, _)| status == 200)
+/// Reads a page; `None`: nothing answers here.
+pub(super) fn get(address: SocketAddr, path: &str) -> Option<String> {
+    let answer = exchange(address, &format!("GET {path} HTTP/1.0\r\n\r\n"));
+    answer.ok().filter(|(status, _)| *status == 200).map(|(_, text)| text)
 }
 
 /// HTTP/1.0: no chunks, and the end of the connection is the end of the answer.

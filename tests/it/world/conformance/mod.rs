@@ -24,8 +24,8 @@ const TOKEN: &str = "test/main/uid";
 const PATIENCE: Millis = 60_000;
 /// A `soon` step must be answered so early after a start that nobody has been connected for five seconds.
 const SOON: Millis = 4900;
-/// On a machine that is so busy that a start takes longer than that, such a sequence is tried anew so often, and then
-/// left untried.
+/// A sequence in which a `soon` or `within` step came too late is tried anew so often, then left untried: on a machine
+/// that busy it cannot be asked.
 const TRIES: usize = 5;
 /// As many sequences run at once: they mostly wait.
 const AT_ONCE: usize = 10;
@@ -82,6 +82,8 @@ pub(super) trait Subject {
     /// Puts the copy back.
     fn roll_back(&mut self, name: &str);
     fn wipe(&mut self, name: &str);
+    /// Whether a process takes itself for connected to a member.
+    fn is_connected(&mut self, name: &str, member: MemberId) -> bool;
     /// The last line of a process that ended by itself.
     fn ended(&mut self, name: &str) -> Option<String>;
     fn call(&mut self, name: &str, call: &Call<'_>) -> Result<Reply, String>;
@@ -95,7 +97,9 @@ struct Run<'a> {
     running: Vec<String>,
     key: u64,
     started: Millis,
-    /// A `soon` step came too late.
+    /// The second that `within` means.
+    second: Millis,
+    /// A `soon` or `within` step came too late.
     late: bool,
 }
 
@@ -145,9 +149,17 @@ fn minor_text(minor: Minor) -> &'static str {
     }
 }
 
-/// Runs a sequence; `None`: a `soon` step came too late.
+/// Runs a sequence; `None`: a step came too late.
 fn transcript(subject: &mut dyn Subject, steps: &[&str]) -> Option<Vec<String>> {
-    let mut run = Run { subject, ids: BTreeMap::new(), running: Vec::new(), key: 0, started: 0, late: false };
+    let mut run = Run {
+        subject,
+        ids: BTreeMap::new(),
+        running: Vec::new(),
+        key: 0,
+        started: 0,
+        second: 0,
+        late: false,
+    };
     let mut lines = Vec::new();
     for step in steps {
         let answer = run.step(step);
@@ -167,6 +179,11 @@ impl Run<'_> {
             ["soon", rest @ ..] => {
                 let answer = self.step(&rest.join(" "));
                 self.late |= self.subject.now() - self.started > SOON;
+                answer
+            }
+            ["within", rest @ ..] => {
+                let answer = self.step(&rest.join(" "));
+                self.late |= self.subject.now() / 1000 != self.second;
                 answer
             }
             ["eventually", rest @ ..] => {
@@ -200,6 +217,7 @@ impl Run<'_> {
             }
             ["second"] => {
                 self.until(|run| (run.subject.now() % 1000 < 300).then_some(()));
+                self.second = self.subject.now() / 1000;
                 String::new()
             }
             ["serve", names @ ..] => {
@@ -211,6 +229,10 @@ impl Run<'_> {
                     self.running.retain(|other| other != name);
                 }
                 line.map_or("still runs".to_owned(), |line| class_of_line(&line))
+            }
+            ["notice", name, other] => {
+                let other = self.id(other);
+                self.all(&[*name], |run, name| !run.subject.is_connected(name, other))
             }
             ["lead", name] => self.lead(name),
             ["elect", names @ ..] => self.elect(names),
@@ -522,7 +544,7 @@ fn real_etcd_answers_as_written() {
                     match answers {
                         Some(answers) => done.lock().unwrap().push((index, minor, answers)),
                         None => {
-                            eprintln!("too busy for {:?} on {}", expected[index].title, minor_text(minor))
+                            eprintln!("too busy for {:?} on {}", expected[index].title, minor_text(minor));
                         }
                     }
                 }

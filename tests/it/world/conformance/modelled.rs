@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use quorate::etcd::MemberId;
 use quorate::etcd::survey::Alarm;
 use quorate::etcd::version::Minor;
 
@@ -92,6 +93,10 @@ impl Subject for Modelled {
         self.disks.remove(name);
     }
 
+    fn is_connected(&mut self, name: &str, member: MemberId) -> bool {
+        self.etcd.is_connected(name, member)
+    }
+
     fn ended(&mut self, name: &str) -> Option<String> {
         self.last_lines.get(name).cloned()
     }
@@ -100,7 +105,7 @@ impl Subject for Modelled {
         let answer = self.answer(name, call);
         if let Err(Error::Timeout | Error::TransferTimeout) = answer {
             // The client has waited.
-            self.now += http::DEADLINE.as_millis() as Millis;
+            self.now += http::DEADLINE_MILLIS;
             self.etcd.advance(self.now);
         }
         answer.map_err(|error| error.message().to_owned())

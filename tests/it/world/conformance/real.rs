@@ -58,6 +58,7 @@ struct Process {
 impl Real {
     pub(super) fn new(programs: &Path, minor: Minor) -> Self {
         let program = programs.join(format!("etcd-{}", minor_text(minor))).join("etcd");
+        // In memory, since every member preallocates 128 MB of log.
         let memory = Path::new("/dev/shm");
         let folder = if memory.exists() { TempDir::new_in(memory) } else { TempDir::new() };
         Self { minor, program, folder: folder.unwrap(), members: BTreeMap::new() }
@@ -115,6 +116,8 @@ impl Subject for Real {
             ("name", name),
         ];
         command.args(flags.map(|(flag, value)| format!("--{flag}={value}")));
+        // A killed process leaves what it wrote to the kernel.
+        command.arg("--unsafe-no-fsync");
         // 3.5 allows one, and has no flag for it.
         if minor > Minor::V3_5 {
             command.arg("--max-learners=2");
@@ -163,6 +166,13 @@ impl Subject for Real {
         drop(fs::remove_dir_all(&self.member(name).data));
     }
 
+    fn is_connected(&mut self, name: &str, member: MemberId) -> bool {
+        let metrics = http::get(self.member(name).client, "/metrics").unwrap_or_default();
+        let peer = format!("Remote=\"{member}\"}} ");
+        let mut active = metrics.lines().filter(|line| line.starts_with("etcd_network_active_peers"));
+        active.any(|line| line.split_once(&peer).is_some_and(|(_, count)| count != "0"))
+    }
+
     fn ended(&mut self, name: &str) -> Option<String> {
         self.member(name).ended()
     }
@@ -191,7 +201,7 @@ impl Process {
                 // A panic comes later than a refusal: such a process ran, if only for a moment.
                 return if line.contains("\"level\":\"fatal\"") { Err(line) } else { Ok(()) };
             }
-            if http::answers(self.peer, "/members") {
+            if http::get(self.peer, "/members").is_some() {
                 return Ok(());
             }
             let log = || String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();

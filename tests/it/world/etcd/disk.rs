@@ -13,7 +13,7 @@ use super::Error;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Disk {
     /// `None`: no write-ahead log, so etcd would take its flags for the truth.
-    pub(crate) data: Option<Data>,
+    pub(crate) data: Option<Box<Data>>,
 }
 
 /// A write-ahead log and its database.
@@ -281,7 +281,13 @@ impl Store {
                 Some(_) => Ok(()),
             },
             Kind::Remove(id) if !self.members.contains_key(id) => Err(Error::MemberNotFound),
-            _ => Ok(()),
+            Kind::Remove(_)
+            | Kind::Empty
+            | Kind::Put(_)
+            | Kind::Publish(..)
+            | Kind::Raise(..)
+            | Kind::Disarm(..)
+            | Kind::ReadAlarms => Ok(()),
         }
     }
 }

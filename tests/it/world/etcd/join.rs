@@ -40,10 +40,9 @@ impl Etcd {
         }
         let members = static_members(start);
         let own = bootstrap_member_id(own_url, &start.token);
-        if let Some(remote) = self.asked(process, start) {
-            if remote.list().get(&own).is_some_and(|member| member.published) {
-                return Err(format!("member {own} has already been bootstrapped"));
-            }
+        let known = self.asked(process, start).and_then(|remote| remote.list().get(&own));
+        if known.is_some_and(|member| member.published) {
+            return Err(format!("member {own} has already been bootstrapped"));
         }
         let cluster = bootstrap_cluster_id(members.keys().copied());
         Ok((Data::founder(cluster, own, members), None))

@@ -119,6 +119,11 @@ impl Etcd {
         (!link.is_broken(self.now)).then_some(link.since)
     }
 
+    /// Whether a process takes itself for connected to a member (the metric `etcd_network_active_peers`).
+    pub(crate) fn is_connected(&self, process: &str, member: MemberId) -> bool {
+        self.index(process).is_some_and(|index| self.active_since(index, member).is_some())
+    }
+
     /// How many of its voters a process has been connected to since a time, itself included.
     pub(super) fn connected_voters(&self, index: usize, since: Millis) -> usize {
         let own = &self.processes[index];

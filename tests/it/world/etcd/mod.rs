@@ -168,7 +168,7 @@ struct Process {
     start: Start,
     /// When it was started among all: of two that claim one identity, the peers hear the later.
     order: u64,
-    data: Data,
+    data: Box<Data>,
     /// The member list of a joiner that has not applied everything is made of its flags; `None`: as applied.
     listed: Option<Members>,
     leads: Option<Leader>,
@@ -252,13 +252,15 @@ impl Etcd {
         self.advance(now);
         let (data, listed) = match disk.data {
             Some(data) => (data, None),
-            None => self.join(&process, start).map_err(|error| {
-                let error = error.replace('"', "\\\"");
-                (
-                    format!(r#"{{"level":"fatal","msg":"discovery failed","error":"{error}"}}"#),
-                    Disk::default(),
-                )
-            })?,
+            None => self.join(&process, start).map(|(data, listed)| (Box::new(data), listed)).map_err(
+                |error| {
+                    let error = error.replace('"', "\\\"");
+                    (
+                        format!(r#"{{"level":"fatal","msg":"discovery failed","error":"{error}"}}"#),
+                        Disk::default(),
+                    )
+                },
+            )?,
         };
         let alone = data.store.members.len() < 2;
         self.started += 1;
@@ -311,7 +313,7 @@ impl Etcd {
 
     /// What a running process has on disk, to look at.
     pub(crate) fn data(&self, process: &str) -> Option<&Data> {
-        self.get(process).map(|process| &process.data)
+        self.get(process).map(|process| &*process.data)
     }
 
     /// The processes that run.

@@ -240,15 +240,13 @@ impl Etcd {
 
         let beaten = known.matched.min(self.processes[leader].data.commit);
         if let Err(panic) = self.processes[follower].data.commit_to(beaten) {
-            self.panic(follower, panic);
+            self.panic(follower, &panic);
             return false;
         }
         self.catch_up(leader, follower, &mut known, limit);
         self.apply(follower);
-        if answers {
-            if let Some(Leader { progress, .. }) = &mut self.processes[leader].leads {
-                progress.insert(id, known);
-            }
+        if let (true, Some(Leader { progress, .. })) = (answers, &mut self.processes[leader].leads) {
+            progress.insert(id, known);
         }
         answers
     }
@@ -282,7 +280,7 @@ impl Etcd {
                     }
                     known.next = next;
                 }
-                Answer::Panics(line) => return self.panic(follower, line),
+                Answer::Panics(line) => return self.panic(follower, &line),
             }
         }
     }
@@ -299,7 +297,7 @@ impl Etcd {
         known.next = known.matched + 1;
     }
 
-    fn panic(&mut self, index: usize, line: String) {
+    fn panic(&mut self, index: usize, line: &str) {
         let now = self.now;
         self.processes[index].end(now, format!("panic: {line}"));
         self.busy = true;
@@ -359,9 +357,14 @@ impl Etcd {
                     self.unlinked = true;
                 }
                 Kind::Publish(id, _) => {
-                    process.serving |= *id == process.data.member && process.published.is_some()
+                    process.serving |= *id == process.data.member && process.published.is_some();
                 }
-                _ => (),
+                Kind::Empty
+                | Kind::Put(_)
+                | Kind::Promote(_)
+                | Kind::Raise(..)
+                | Kind::Disarm(..)
+                | Kind::ReadAlarms => (),
             }
         }
         if process.listed.as_ref() == Some(&process.data.store.members) {
