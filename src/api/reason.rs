@@ -57,6 +57,14 @@ pub enum Reason {
     CertificateExpiring,
     /// A certificate has ended.
     CertificateExpired,
+    /// The certificate authorities are being replaced.
+    AuthorityRotating,
+    /// The certificate authorities were replaced.
+    AuthorityRotated,
+    /// etcd asks who a client is, from now on.
+    AuthEnabled,
+    /// etcd does not ask who a client is, from now on.
+    AuthDisabled,
     /// `spec` cannot be used.
     InvalidSpec,
     /// Changing the number of members of a running cluster is not done by this version.
@@ -134,6 +142,10 @@ impl Reason {
         Self::SecretDamaged,
         Self::CertificateExpiring,
         Self::CertificateExpired,
+        Self::AuthorityRotating,
+        Self::AuthorityRotated,
+        Self::AuthEnabled,
+        Self::AuthDisabled,
         Self::InvalidSpec,
         Self::ScalingUnsupported,
         Self::RollOutPending,
@@ -179,6 +191,10 @@ impl Reason {
                 | R::QuorumRegained
                 | R::VolumesAdopted
                 | R::CertificateRenewed
+                | R::AuthorityRotating
+                | R::AuthorityRotated
+                | R::AuthEnabled
+                | R::AuthDisabled
                 | R::PausedByUser
                 | R::Recovering
                 | R::RollOutPending

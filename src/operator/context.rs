@@ -29,6 +29,8 @@ pub struct Context {
     marks: Mutex<HashMap<(String, String), (u64, u64)>>,
     /// Passes that failed in a row, by EtcdCluster UID.
     failures: Mutex<HashMap<String, u32>>,
+    /// When a question that is only asked now and then was asked last, by EtcdCluster UID.
+    asked: Mutex<HashMap<String, Instant>>,
 }
 
 /// The right to write: held for as long as the lease was renewed, and not a moment longer.
@@ -60,6 +62,7 @@ impl Context {
             authority,
             marks: Mutex::default(),
             failures: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
@@ -89,8 +92,19 @@ impl Context {
         lock(&self.failures).remove(cluster_uid);
     }
 
+    /// Whether a question about a cluster that is asked once in `pause` is to be asked now; if so, it counts as asked.
+    pub fn is_due(&self, cluster_uid: &str, pause: Duration) -> bool {
+        let mut asked = lock(&self.asked);
+        let due = asked.get(cluster_uid).is_none_or(|last| last.elapsed() >= pause);
+        if due {
+            asked.insert(cluster_uid.to_owned(), Instant::now());
+        }
+        due
+    }
+
     /// Forgets a cluster that is gone.
     pub fn forget(&self, cluster_uid: &str) {
+        lock(&self.asked).remove(cluster_uid);
         self.succeeded(cluster_uid);
         let mut marks = lock(&self.marks);
         marks.retain(|(uid, _), _| uid != cluster_uid);

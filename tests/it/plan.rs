@@ -123,7 +123,7 @@ fn bootstrap() -> BootstrapStatus {
 fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
     let of_kind = |ensure: &'a Ensure| match ensure {
         Ensure::Create { kind, manifest } if *kind == wanted => Some(manifest),
-        Ensure::Create { .. } | Ensure::Authority | Ensure::Leaf(_) | Ensure::Apply { .. } => None,
+        _ => None,
     };
     plan.ensure.iter().filter_map(of_kind).collect()
 }

@@ -9,8 +9,20 @@ use quorate::api::reason::Reason;
 
 /// Files of these names do I/O; all others are nouns and pure, so a name answers "can this fail because of the
 /// network?".
-const VERBS: [&str; 9] =
-    ["observe", "apply", "connect", "survey", "lead", "serve", "run", "reconcile", "issue"];
+const VERBS: [&str; 12] = [
+    "observe",
+    "inspect",
+    "apply",
+    "connect",
+    "survey",
+    "probe",
+    "authorize",
+    "lead",
+    "serve",
+    "run",
+    "reconcile",
+    "issue",
+];
 /// The edge of the program, and the file that holds the client and the only clock.
 const EXCEPTIONS: [&str; 3] = ["src/main.rs", "src/cli/", "src/operator/context.rs"];
 /// What makes code impure.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::credentials::{self, Credentials, LeafState, SecretState};
 use super::desired::Desired;
+use super::inspect::{certificates, inspect};
 use super::observed::{MemberPod, Observed, Record, Volume};
 use crate::api::cluster::EtcdClusterStatus;
 use crate::etcd::connect::Address;
@@ -48,19 +48,24 @@ pub async fn observe(
     status: Option<&EtcdClusterStatus>,
 ) -> Result<Observed, ObserveError> {
     let mut record = Record::of(status);
-    let (pods, volumes, children, credentials) = tokio::try_join!(
+    let (pods, volumes, children, mut credentials) = tokio::try_join!(
         pods(context, desired),
         volumes(context, desired),
         children(context, desired),
         certificates(context, desired, &record),
     )?;
     let missing_storage_class = missing_storage_class(context, &volumes).await?;
-    let answers = survey(addresses(desired, &pods), credentials.operator.as_ref()).await;
+    let addresses = addresses(desired, &pods);
+    let (inspection, answers) = tokio::join!(
+        inspect(context, desired, status, &credentials, &addresses),
+        survey(addresses.clone(), credentials.operator.as_ref()),
+    );
+    (credentials.presented, credentials.auth) = inspection;
     raise_marks(context, desired, &mut record, &pods, &answers);
     Ok(Observed { record, volumes, pods, credentials, children, missing_storage_class, survey: answers })
 }
 
-async fn read<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ObserveError> {
+pub(super) async fn read<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ObserveError> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Err(_) => Err(ObserveError::Deadline { what: what.to_owned() }),
         Ok(Err(source)) => Err(ObserveError::Read { what: what.to_owned(), source }),
@@ -133,39 +138,6 @@ where
     Ok(json.map(|json| ((kind, name), json)))
 }
 
-async fn certificates(
-    context: &Context,
-    desired: &Desired,
-    record: &Record,
-) -> Result<Credentials, ObserveError> {
-    if !desired.tls() {
-        return Ok(Credentials::default());
-    }
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &desired.namespace);
-    let authority = names::authority(&desired.name);
-    let wanted = credentials::wanted(desired, &record.member_names(&desired.name));
-    let names: Vec<&String> =
-        std::iter::once(&authority).chain(wanted.iter().map(|leaf| &leaf.secret)).collect();
-    let requests = names.iter().map(async |name| read(&format!("Secret {name}"), api.get_opt(name)).await);
-    let mut secrets = futures::future::try_join_all(requests).await?.into_iter();
-    let authority = credentials::authority(secrets.next().flatten().as_ref());
-    let now = context.now();
-    let mut leafs = BTreeMap::new();
-    let mut operator = None;
-    for (leaf, secret) in wanted.iter().zip(secrets) {
-        let Some(secret) = secret else { continue };
-        if leaf.kind == credentials::LeafKind::Operator {
-            operator = credentials::operator_identity(Some(&secret));
-        }
-        let state = match &authority {
-            SecretState::Usable(authority) => credentials::leaf(leaf, &secret, authority, now),
-            SecretState::Missing | SecretState::Damaged(_) => LeafState::Unjudged,
-        };
-        leafs.insert(leaf.secret.clone(), state);
-    }
-    Ok(Credentials { authority, leafs, operator })
-}
-
 /// Asked only while a volume is unbound, so that a quiet cluster needs no right to read storage classes.
 async fn missing_storage_class(
     context: &Context,
@@ -179,7 +151,7 @@ async fn missing_storage_class(
     Ok(found.is_none().then_some(class))
 }
 
-fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {
+pub(super) fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {
     let address = |name: &String, pod: &MemberPod| {
         let ip = pod.ip.clone().filter(|_| pod.running)?;
         let dial =

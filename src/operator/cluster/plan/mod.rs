@@ -9,12 +9,14 @@
 //! 4. [`surroundings`]: certificates, Services, PodDisruptionBudget, ConfigMap
 //! 5. [`members`]: volumes and Pods. Missing Pods are made all at once, also without quorum: a Pod on an
 //!    existing volume can only help. At most one Pod or volume is deleted in a pass, and none that serves.
-//! 6. [`health`]: what is left to tell
+//! 6. [`restart`]: members that must start anew to trust the right authorities
+//! 7. [`health`]: what is left to tell
 
 mod health;
 mod leftovers;
 mod members;
 mod records;
+mod restart;
 mod surroundings;
 
 use serde_json::Value;
@@ -22,6 +24,7 @@ use serde_json::Value;
 use super::credentials::Leaf;
 use super::desired::Desired;
 use super::observed::{Observed, Record, Volume};
+use super::rotation::Change;
 use crate::api::reason::Reason;
 
 /// What to do, and what there is to tell.
@@ -44,6 +47,19 @@ pub enum Ensure {
     Authority,
     /// The Secret of a leaf.
     Leaf(Leaf),
+    /// The next stage of the authorities' replacement.
+    ChangeAuthority(Change),
+    /// Makes a kubelet look at a Pod whose Secret holds new certificates.
+    Touch {
+        /// Name of the Pod.
+        pod: String,
+        /// Its UID.
+        uid: String,
+        /// What its Secret holds.
+        certificates: String,
+    },
+    /// Turns etcd's auth on or off.
+    Auth(bool),
     /// Server-side apply of a part of an object that is ours.
     Apply {
         /// Kind of the object.
@@ -124,6 +140,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
     surroundings::rule(desired, observed, &mut plan);
     members::rule(desired, observed, &mut plan);
+    restart::rule(desired, observed, &mut plan);
     health::rule(desired, observed, &mut plan);
     plan.findings.sort_by_key(|finding| !finding.stalled);
     plan
