@@ -438,19 +438,19 @@ pub enum TlsMode {
 pub struct RotationSpec {
     /// How long before its end a certificate is renewed, at least 10s. It is also the time that applications have to
     /// take up a renewed client certificate: the one before it, and its authority, are accepted for at least as
-    /// long. Default: 720h (30 days).
+    /// long. Default: 720h.
     #[serde(default = "default_renew_before")]
     #[schemars(length(max = 16))]
     pub renew_before: String,
     /// Life of the certificates of members, of the operator and of applications: at least twice renewBefore.
-    /// Default: 8760h (a year).
+    /// Default: 8760h.
     #[serde(default = "default_leaf_life")]
     #[schemars(length(max = 16))]
     pub leaf_life: String,
     /// Life of the authorities: at least four times renewBefore and at least leafLife. Three times renewBefore before
     /// their end, or when the annotation quorate.dev/rotate-authority is set to a new value, they are replaced:
     /// first all certificates, renewBefore later the trust in the old ones, for which members are restarted one at a
-    /// time. Default: 87600h (ten years).
+    /// time. Default: 87600h.
     #[serde(default = "default_authority_life")]
     #[schemars(length(max = 16))]
     pub authority_life: String,
@@ -476,7 +476,7 @@ pub struct TlsSecrets {
     /// be root.
     #[schemars(length(min = 1, max = 253))]
     pub operator: String,
-    /// Client certificate of applications, which `kubectl quorate ctl` uses. Members do not need it. Default: none.
+    /// Client certificate of applications, which kubectl quorate ctl uses. Members do not need it. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub client: Option<String>,

@@ -328,8 +328,8 @@ pub(super) fn secrets_are_named() -> Rule {
 
 pub(super) fn secrets_are_used() -> Rule {
     Rule::new("self.mode == 'Secrets' || !has(self.secrets)").message(
-        "tls.secrets is only used in tls.mode Secrets: in the others it would be ignored. Set tls.mode to Secrets, or \
-         remove tls.secrets.",
+        "tls.secrets is only used in tls.mode Secrets: in the others it would be ignored. Use mode Secrets, or remove \
+         tls.secrets.",
     )
 }
 

@@ -14,6 +14,7 @@ mod support;
 mod alone;
 mod bad_input;
 mod bootstrap;
+mod certificates;
 mod guard;
 mod install;
 mod readme;

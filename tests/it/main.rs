@@ -14,4 +14,5 @@ mod examples;
 mod install;
 mod offline;
 mod plan;
+mod rotation;
 mod tidy;

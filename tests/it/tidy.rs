@@ -211,7 +211,8 @@ fn check_quorate(words: &[&str]) -> Result<(), String> {
 }
 
 fn check_kubectl(words: &[&str]) -> Result<(), String> {
-    const KNOWN: [&str; 16] = [
+    const KNOWN: [&str; 17] = [
+        "annotate",
         "apply",
         "create",
         "delete",
