@@ -467,9 +467,10 @@ pub struct TlsSecrets {
     /// *.<name>-peers.<namespace>.svc, <name>.<namespace>.svc and localhost; ca.crt holds the authorities of clients.
     #[schemars(length(min = 1, max = 253))]
     pub server: String,
-    /// Certificate that members use among themselves, for servers and for clients, with the name
-    /// *.<name>-peers.<namespace>.svc; ca.crt holds the authorities of members. Whoever has a certificate of theirs
-    /// can become a member, so they should sign nothing else.
+    /// Certificate that members use among themselves, for servers and for clients, with the names
+    /// *.<name>-peers.<namespace>.svc and, because members look up who calls, the same with the domain of the
+    /// Kubernetes cluster, *.<name>-peers.<namespace>.svc.cluster.local; ca.crt holds the authorities of members.
+    /// Whoever has a certificate of theirs can become a member, so they should sign nothing else.
     #[schemars(length(min = 1, max = 253))]
     pub peer: String,
     /// Client certificate of the operator; ca.crt holds the authorities of servers. With auth its common name must

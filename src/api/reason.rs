@@ -61,6 +61,8 @@ pub enum Reason {
     AuthorityRotating,
     /// The certificate authorities were replaced.
     AuthorityRotated,
+    /// etcd's auth is not yet as `spec.auth` wants it.
+    AuthPending,
     /// etcd asks who a client is, from now on.
     AuthEnabled,
     /// etcd does not ask who a client is, from now on.
@@ -144,6 +146,7 @@ impl Reason {
         Self::CertificateExpired,
         Self::AuthorityRotating,
         Self::AuthorityRotated,
+        Self::AuthPending,
         Self::AuthEnabled,
         Self::AuthDisabled,
         Self::InvalidSpec,
@@ -193,6 +196,7 @@ impl Reason {
                 | R::CertificateRenewed
                 | R::AuthorityRotating
                 | R::AuthorityRotated
+                | R::AuthPending
                 | R::AuthEnabled
                 | R::AuthDisabled
                 | R::PausedByUser

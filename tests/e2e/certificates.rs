@@ -186,7 +186,8 @@ async fn authorities_are_replaced_under_load_and_each_member_is_restarted_once()
         story.healthy().await;
         let (before, old) = (lives(story).await, story.identity().await);
         let load = Load::begin(story);
-        let request = Patch::Merge(json!({"metadata": {"annotations": {"quorate.dev/rotate-authority": "1"}}}));
+        let request =
+            Patch::Merge(json!({"metadata": {"annotations": {"quorate.dev/rotate-authority": "1"}}}));
         let api = story.api::<EtcdCluster>();
         api.patch("main", &PatchParams::default(), &request).await.unwrap();
         // Every Pod that was ever seen, and how many were missing or not ready at a time.
@@ -230,7 +231,8 @@ async fn watch(story: &Story, seen: &mut BTreeMap<String, Vec<String>>) -> usize
             uids.push(uid);
         }
         let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True");
+        let ready =
+            conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True");
         here += usize::from(ready && pod.metadata.deletion_timestamp.is_none());
     }
     seen.len() - here
@@ -283,7 +285,7 @@ async fn secrets_of_the_user_are_mounted_checked_and_never_written() {
     story("brought", async |story| {
         let secrets = brought(&story.namespace);
         let api = story.api::<Secret>();
-        for (name, data) in secrets.iter().filter(|(name, _)| *name != "mine-peer") {
+        for (name, data) in secrets.iter().filter(|(name, _)| **name != "mine-peer") {
             api.create(&PostParams::default(), &secret(name, data)).await.unwrap();
         }
         let names = json!({"server": "mine-server", "peer": "mine-peer", "operator": "mine-operator"});
@@ -301,8 +303,15 @@ async fn secrets_of_the_user_are_mounted_checked_and_never_written() {
         damaged.insert("tls.key".to_owned(), secrets["mine-peer"]["tls.key"].clone());
         replace(&damaged).await;
         let said = story.condition("CertificatesValid", "SecretDamaged").await;
-        assert!(said.contains("mine-server") && said.contains("tls.crt does not belong to its key"), "{said}");
-        assert_eq!(story.status().await.ready.as_deref(), Some("3/3"), "members that run keep what they have");
+        assert!(
+            said.contains("mine-server") && said.contains("tls.crt does not belong to its key"),
+            "{said}"
+        );
+        assert_eq!(
+            story.status().await.ready.as_deref(),
+            Some("3/3"),
+            "members that run keep what they have"
+        );
         replace(&secrets["mine-server"]).await;
         story.healthy().await;
         let managers = api.get("mine-server").await.unwrap().metadata.managed_fields.unwrap_or_default();
@@ -323,7 +332,9 @@ fn secret(name: &str, data: &BTreeMap<String, String>) -> Secret {
 
 /// What a user would let cert-manager make.
 fn brought(namespace: &str) -> BTreeMap<&'static str, BTreeMap<String, String>> {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
     let authority = |name: &str| {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, name);
@@ -346,7 +357,8 @@ fn brought(namespace: &str) -> BTreeMap<&'static str, BTreeMap<String, String>> 
     let (clients, peers) = (authority("clients"), authority("peers"));
     let members = format!("*.main-peers.{namespace}.svc");
     let service = format!("main.{namespace}.svc");
-    let (all, own) = (vec![members.clone(), service, "localhost".to_owned()], vec![members]);
+    let all = vec![members.clone(), service, "localhost".to_owned()];
+    let own = vec![format!("{members}.cluster.local"), members];
     BTreeMap::from([
         ("mine-server", leaf(&clients, "server", &all)),
         ("mine-peer", leaf(&peers, "peer", &own)),

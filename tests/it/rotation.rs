@@ -444,6 +444,13 @@ fn a_pod_older_than_its_certificates_is_told_of_them_once() {
     assert_eq!(touches(&observed), 0, "a Pod that is younger has mounted them");
 }
 
+/// A certificate and its key.
+fn generated(names: &[&str]) -> (String, String) {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
 #[test]
 fn secrets_that_the_user_brings_are_checked_field_by_field() {
     let spec = json!({
@@ -482,6 +489,15 @@ fn secrets_that_the_user_brings_are_checked_field_by_field() {
     let others = brought(&desired, &["main-7".to_owned()]);
     let found = problems(&others[0], Some(&secret(&good)), hours(1), start());
     assert_eq!(found[0].what, "tls.crt lacks the DNS name main-7.main-peers.test.svc");
+    let lone = generated(&["*.main-peers.test.svc"]);
+    let fields = bring(&lone.0, &lone.1, &authority["peer-ca.crt"]);
+    assert_eq!(said(0, &fields, start()), "");
+    assert!(
+        said(1, &fields, start()).contains("*.main-peers.test.svc.cluster.local"),
+        "who calls is not known"
+    );
+    let both = generated(&["*.main-peers.test.svc", "*.main-peers.test.svc.cluster.local"]);
+    assert_eq!(said(1, &bring(&both.0, &both.1, &authority["peer-ca.crt"]), start()), "");
     assert_eq!(brought(&desired, &[]).len(), 3);
     assert!(matches!(&wanted[2].common_name, Some("root")));
 }

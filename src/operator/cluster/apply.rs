@@ -105,8 +105,14 @@ pub async fn apply(
                 let SecretState::Usable(authority) = &observed.credentials.authority else { continue };
                 let fields = change_authority(desired, authority, change, context.now())?;
                 let version = &authority.resource_version;
-                merge(context, desired, "Secret", &names::authority(&desired.name), &fields_patch(version, &fields))
-                    .await?;
+                merge(
+                    context,
+                    desired,
+                    "Secret",
+                    &names::authority(&desired.name),
+                    &fields_patch(version, &fields),
+                )
+                .await?;
                 applied.notes.push(change.note());
             }
             Ensure::Touch { pod, uid, certificates } => {

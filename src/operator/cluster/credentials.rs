@@ -288,7 +288,8 @@ pub fn stored(secret: &Secret) -> Option<Stored> {
     for data in secret.data.iter().flatten() {
         hash.update(&data.1.0);
     }
-    let version = hash.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let version =
+        hash.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let begin = with_certificate(&certificate, |certificate| {
         Timestamp::from_second(certificate.validity().not_before.timestamp())
             .map_err(|error| error.to_string())
@@ -315,6 +316,9 @@ pub struct Brought<'a> {
     pub secret: &'a str,
     /// DNS names that its certificate must carry.
     pub names: Vec<String>,
+    /// What a name with a star must begin with, if there is no name of each member: etcd then looks up the name of
+    /// the address that calls (`client/pkg/transport/listener_tls.go`), and that ends with the cluster's domain.
+    pub reverse: Option<String>,
     /// The common name that it must have.
     pub common_name: Option<&'static str>,
 }
@@ -323,10 +327,16 @@ pub struct Brought<'a> {
 pub fn brought<'a>(desired: &'a Desired, members: &[String]) -> Vec<Brought<'a>> {
     let Some(secrets) = desired.secrets() else { return Vec::new() };
     let addresses: Vec<String> = members.iter().map(|member| desired.address(member)).collect();
-    let of = |secret, names: &[String], common_name| Brought { secret, names: names.to_vec(), common_name };
+    let of = |secret, names: &[String], common_name| Brought {
+        secret,
+        names: names.to_vec(),
+        reverse: None,
+        common_name,
+    };
+    let reverse = format!("*.{}.{}.svc.", names::peers(&desired.name), desired.namespace);
     let mut all = vec![
         of(secrets.server.as_str(), &addresses, None),
-        of(secrets.peer.as_str(), &addresses, None),
+        Brought { reverse: Some(reverse), ..of(secrets.peer.as_str(), &addresses, None) },
         of(secrets.operator.as_str(), &[], desired.spec.auth.enabled.then_some("root")),
     ];
     all.extend(secrets.client.iter().map(|client| of(client.as_str(), &[], None)));
@@ -371,6 +381,14 @@ fn check_brought(brought: &Brought, secret: &Secret) -> Result<Timestamp, String
         let names = dns_names(certificate);
         if let Some(missing) = brought.names.iter().find(|name| !names.iter().any(|own| covers(own, name))) {
             return Err(format!("lacks the DNS name {missing}"));
+        }
+        if let Some(reverse) = &brought.reverse
+            && !brought.names.iter().all(|name| names.contains(name))
+            && !names.iter().any(|own| own.starts_with(reverse.as_str()))
+        {
+            return Err(format!(
+                "lacks the DNS name {reverse}cluster.local (with your cluster's domain), by which a member that calls is known, or a name for each member"
+            ));
         }
         let common_name = certificate.subject().iter_common_name().next().and_then(|name| name.as_str().ok());
         match brought.common_name {

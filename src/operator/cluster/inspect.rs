@@ -176,7 +176,9 @@ async fn auth(
     for address in addresses.values() {
         match is_enabled(address, identity).await {
             Ok(enabled) => return Some(enabled),
-            Err(error) => tracing::debug!(error = %chain(&error), "a member does not tell whether auth is on"),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "a member does not tell whether auth is on")
+            }
         }
     }
     None

@@ -175,11 +175,7 @@ fn leaf_parameters(
     Ok(parameters)
 }
 
-fn sign(
-    parameters: &CertificateParams,
-    name: &str,
-    signer: &KeyPairPem,
-) -> Result<KeyPairPem, IssueError> {
+fn sign(parameters: &CertificateParams, name: &str, signer: &KeyPairPem) -> Result<KeyPairPem, IssueError> {
     let failed = |source| IssueError::Certificate { name: name.to_owned(), source };
     let key = KeyPair::generate().map_err(failed)?;
     let signer_key = KeyPair::from_pem(&signer.key).map_err(failed)?;

@@ -65,7 +65,10 @@ pub async fn observe(
     Ok(Observed { record, volumes, pods, credentials, children, missing_storage_class, survey: answers })
 }
 
-pub(super) async fn read<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ObserveError> {
+pub(super) async fn read<T>(
+    what: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ObserveError> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Err(_) => Err(ObserveError::Deadline { what: what.to_owned() }),
         Ok(Err(source)) => Err(ObserveError::Read { what: what.to_owned(), source }),

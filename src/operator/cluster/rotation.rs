@@ -105,7 +105,9 @@ pub fn due(desired: &Desired, credentials: &Credentials, members: &[String]) -> 
             let request = request.filter(|request| authority.handled_request.as_ref() != Some(request));
             let why = match &request {
                 Some(request) => Some(format!("the annotation quorate.dev/rotate-authority says {request}")),
-                None => (authority.ends < now + before * 3).then(|| format!("they end at {}", authority.ends)),
+                None => {
+                    (authority.ends < now + before * 3).then(|| format!("they end at {}", authority.ends))
+                }
             };
             // One that may sign no other authority cannot vouch for its successor.
             why.filter(|_| authority.may_cross).map(|why| Change::Rotate { why, request })

@@ -315,10 +315,9 @@ fn all_members(desired: &Desired, picture: &Picture) -> Statement {
 }
 
 fn up_to_date(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement {
-    let pending = picture
-        .findings
-        .iter()
-        .find(|finding| matches!(finding.reason, Reason::ScalingUnsupported | Reason::RollOutPending));
+    let pending = picture.findings.iter().find(|finding| {
+        matches!(finding.reason, Reason::ScalingUnsupported | Reason::RollOutPending | Reason::AuthPending)
+    });
     if let Some(finding) = pending {
         return say(UP_TO_DATE, false, finding.reason, finding.message.clone());
     }

@@ -15,7 +15,8 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         &observed.credentials.authority,
         SecretState::Usable(authority) if authority.stage == Stage::Retiring
     );
-    let busy = plan.step.is_some() || !plan.ensure.is_empty() || plan.findings.iter().any(|found| found.stalled);
+    let busy =
+        plan.step.is_some() || !plan.ensure.is_empty() || plan.findings.iter().any(|found| found.stalled);
     if !retiring || busy || !all_serve(desired, observed) {
         return;
     }
@@ -50,7 +51,10 @@ fn all_serve(desired: &Desired, observed: &Observed) -> bool {
         answer.is_some_and(|answer| answer.quorum.is_some() && Some(&answer.member_id) == members.get(name))
             && pod.is_some_and(|pod| ours(pod) && pod.ready && pod.voter_label && !pod.deleting)
     };
-    known && observed.alarms().is_empty() && observed.pods.len() == members.len() && members.keys().all(serves)
+    known
+        && observed.alarms().is_empty()
+        && observed.pods.len() == members.len()
+        && members.keys().all(serves)
 }
 
 fn leads(observed: &Observed, name: &str) -> bool {

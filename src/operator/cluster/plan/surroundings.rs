@@ -77,7 +77,8 @@ fn leafs(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     }
     // A Pod that is younger than its certificates has mounted them.
     for name in &members {
-        let (Some(stored), Some(pod)) = (observed.credentials.stored.get(name), observed.pods.get(name)) else {
+        let (Some(stored), Some(pod)) = (observed.credentials.stored.get(name), observed.pods.get(name))
+        else {
             continue;
         };
         let ours = pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && !pod.deleting;
@@ -125,8 +126,16 @@ fn tell(observed: &Observed, problem: &Problem) -> Finding {
 fn auth(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let wanted = desired.spec.auth.enabled;
     let serves = observed.record.cluster_id.is_some() && observed.listed().is_some();
-    let differs = observed.credentials.auth.is_some_and(|seen| seen != wanted);
-    if differs && serves && desired.tls() && observed.credentials.problems.is_empty() {
+    if !desired.tls() || observed.credentials.auth.is_none_or(|seen| seen == wanted) {
+        return;
+    }
+    let (is, to) = if wanted { ("off", "on") } else { ("on", "off") };
+    plan.findings.push(Finding::waiting(
+        Reason::AuthPending,
+        None,
+        format!("spec.auth.enabled is {wanted}, etcd's auth is still {is}. It is turned {to} while the cluster serves and no Secret of spec.tls.secrets is damaged."),
+    ));
+    if serves && observed.credentials.problems.is_empty() {
         plan.ensure.push(Ensure::Auth(wanted));
     }
 }
