@@ -121,9 +121,9 @@ fn bootstrap() -> BootstrapStatus {
 }
 
 fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
-    let of_kind = |ensure: &'a Ensure| match ensure {
-        Ensure::Create { kind, manifest } if *kind == wanted => Some(manifest),
-        _ => None,
+    let of_kind = |ensure: &'a Ensure| {
+        let Ensure::Create { kind, manifest } = ensure else { return None };
+        (*kind == wanted).then_some(manifest)
     };
     plan.ensure.iter().filter_map(of_kind).collect()
 }

@@ -284,18 +284,28 @@ pub fn leaf(
 /// What a member's Secret holds, if it can be read.
 pub fn stored(secret: &Secret) -> Option<Stored> {
     let certificate = field(secret, "server.crt").ok()?;
-    let mut hash = Sha256::new();
-    for data in secret.data.iter().flatten() {
-        hash.update(&data.1.0);
-    }
-    let version =
-        hash.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let version = version(std::iter::once(secret));
     let begin = with_certificate(&certificate, |certificate| {
         Timestamp::from_second(certificate.validity().not_before.timestamp())
             .map_err(|error| error.to_string())
     });
     let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes()).ok()?;
     Some(Stored { server: pem.contents, version, issued: begin.ok()? + CLOCK_SKEW })
+}
+
+/// What the Secrets hold that the user brings for members; when they were changed is not known.
+pub fn brought_version<'a>(secrets: impl Iterator<Item = &'a Secret>, now: Timestamp) -> Stored {
+    Stored { server: Vec::new(), version: version(secrets), issued: now }
+}
+
+/// A word that changes with what is in Secrets.
+fn version<'a>(secrets: impl Iterator<Item = &'a Secret>) -> String {
+    let mut hash = Sha256::new();
+    for (name, value) in secrets.flat_map(|secret| secret.data.iter().flatten()) {
+        hash.update(name);
+        hash.update(&value.0);
+    }
+    hash.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// Something wrong with a Secret that the user brings.

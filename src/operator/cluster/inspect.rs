@@ -87,6 +87,11 @@ async fn brought(
         let leafs = members.iter().map(|member| (names::member_certificate(member), LeafState::Unjudged));
         found.leafs.extend(leafs);
     }
+    // What is damaged needs no haste.
+    if mounted && found.problems.is_empty() {
+        let stored = credentials::brought_version(secrets.iter().take(2).flatten(), found.looked_at);
+        found.stored.extend(members.iter().map(|member| (member.clone(), stored.clone())));
+    }
     found.operator = credentials::operator_identity(secrets.get(2).and_then(Option::as_ref));
     found.trust = secrets.get(2).and_then(Option::as_ref).and_then(credentials::trust);
     Ok(found)
@@ -177,7 +182,7 @@ async fn auth(
         match is_enabled(address, identity).await {
             Ok(enabled) => return Some(enabled),
             Err(error) => {
-                tracing::debug!(error = %chain(&error), "a member does not tell whether auth is on")
+                tracing::debug!(error = %chain(&error), "a member does not tell whether auth is on");
             }
         }
     }

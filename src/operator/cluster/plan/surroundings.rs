@@ -26,6 +26,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             plan.ensure.push(Ensure::Apply { kind, manifest });
         }
     }
+    touches(desired, observed, plan);
     auth(desired, observed, plan);
 }
 
@@ -75,8 +76,12 @@ fn leafs(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             Some(LeafState::Renew(_)) | None => plan.ensure.push(Ensure::Leaf(leaf)),
         }
     }
-    // A Pod that is younger than its certificates has mounted them.
-    for name in &members {
+}
+
+/// Hastens what nodes do by themselves within two minutes. A Pod that is younger than its certificates has mounted
+/// them.
+fn touches(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    for name in &observed.record.member_names(&desired.name) {
         let (Some(stored), Some(pod)) = (observed.credentials.stored.get(name), observed.pods.get(name))
         else {
             continue;
@@ -102,7 +107,7 @@ fn tell(observed: &Observed, problem: &Problem) -> Finding {
             Reason::SecretDamaged,
             None,
             format!(
-                "The Secret {secret} of spec.tls.secrets cannot be used: {what}. Members that run keep what they have read; none is started with it. Correct the Secret: it is looked at again at once."
+                "The Secret {secret} of spec.tls.secrets cannot be used: {what}. Connections that exist stay; new ones are refused as soon as the nodes have handed it to their Pods, within two minutes. Correct the Secret: it is looked at again within seconds."
             ),
         ),
         Some(end) if *end <= observed.credentials.looked_at => Finding::stalled(
