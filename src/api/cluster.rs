@@ -125,9 +125,10 @@ use super::rules;
 #[serde(rename_all = "camelCase")]
 pub struct EtcdClusterSpec {
     /// Number of voting members: 1, 3, 5 or 7. One of 3, two of 5 and three of 7 may fail without an outage; one
-    /// member alone tolerates nothing. Default: 3. This version does not change the number of members of a cluster
-    /// that has formed: an edit is reported as Stalled with the reason ScalingUnsupported, and all members go on
-    /// serving.
+    /// member alone tolerates nothing. Default: 3. An edit takes effect at once: members join as learners, copy the
+    /// data and then vote, two at a time, so that their number is never even for long; members leave one pair after the
+    /// other, those that are down first and never the leader while another can. Nothing is changed while it could cost
+    /// quorum.
     #[serde(default = "default_replicas")]
     #[x_kube(validation = rules::replicas_are_not_none())]
     #[x_kube(validation = rules::replicas_are_odd())]
@@ -244,8 +245,8 @@ pub enum PullPolicy {
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
     /// Size of each new volume, as a whole number with Ki, Mi, Gi or Ti. It must be larger than quotaBackend:
-    /// etcd's log and snapshots need space too. Default: 8Gi. It can only grow. This version does not expand
-    /// volumes that exist.
+    /// etcd's log and snapshots need space too. Default: 8Gi. It can only grow. Volumes that exist are expanded where
+    /// their storage class allows it; where it does not, the condition Stalled says VolumeCannotGrow.
     #[serde(default = "default_storage_size")]
     #[schemars(length(max = 16))]
     #[x_kube(validation = rules::is_size("storage.size"))]
@@ -256,8 +257,9 @@ pub struct StorageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub storage_class_name: Option<String>,
-    /// What becomes of the volumes when the EtcdCluster is deleted: Retain keeps them with their data, Delete
-    /// deletes them with it. Default: Retain. An edit takes effect at once, for all volumes.
+    /// What becomes of the volumes when the EtcdCluster is deleted, and of a member's volume when it leaves the
+    /// cluster because replicas was lowered: Retain keeps them with their data, Delete deletes them. Default: Retain.
+    /// An edit takes effect at once, for all volumes.
     #[serde(default)]
     pub on_delete: OnDelete,
     /// Access mode of new volumes: ReadWriteOnce (one node at a time) or ReadWriteOncePod (one Pod at a time;
@@ -546,6 +548,9 @@ pub struct EtcdClusterStatus {
     /// on record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootstrap: Option<BootstrapStatus>,
+    /// Number of the next member that joins. It only rises, so that no two members ever have the same name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_serial: Option<i32>,
     /// The members.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"], "maxItems" = 64))]
@@ -613,6 +618,9 @@ pub struct MemberStatus {
     /// leader, follower, learner or unknown.
     #[serde(default)]
     pub role: String,
+    /// Whether it is joining as a learner: it copies the data, and does not vote yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joining: bool,
     /// Healthy, or a reason that says what is wrong.
     #[serde(default)]
     pub health: String,

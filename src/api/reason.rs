@@ -69,8 +69,18 @@ pub enum Reason {
     AuthDisabled,
     /// `spec` cannot be used.
     InvalidSpec,
-    /// Changing the number of members of a running cluster is not done by this version.
-    ScalingUnsupported,
+    /// Members join or leave.
+    Scaling,
+    /// etcd refuses a change of the member list for now.
+    MembershipRefused,
+    /// The member list was changed, or leadership was moved.
+    MembershipChanged,
+    /// A volume grows.
+    VolumeGrowing,
+    /// The storage class does not let volumes grow.
+    VolumeCannotGrow,
+    /// The volume of a member that has left is kept.
+    VolumeRetired,
     /// A changed spec applies to new Pods only.
     RollOutPending,
     /// No progress for `progressDeadline`.
@@ -150,7 +160,12 @@ impl Reason {
         Self::AuthEnabled,
         Self::AuthDisabled,
         Self::InvalidSpec,
-        Self::ScalingUnsupported,
+        Self::Scaling,
+        Self::MembershipRefused,
+        Self::MembershipChanged,
+        Self::VolumeGrowing,
+        Self::VolumeCannotGrow,
+        Self::VolumeRetired,
         Self::RollOutPending,
         Self::ProgressDeadlineExceeded,
         Self::ClusterIDMismatch,
@@ -190,6 +205,10 @@ impl Reason {
                 | R::PodCreated
                 | R::PodDeleted
                 | R::VolumeDeleted
+                | R::Scaling
+                | R::MembershipChanged
+                | R::VolumeGrowing
+                | R::VolumeRetired
                 | R::LeaderChanged
                 | R::QuorumRegained
                 | R::VolumesAdopted

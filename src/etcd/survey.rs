@@ -115,16 +115,7 @@ async fn ask(address: &Address, identity: Option<&ClientIdentity>) -> Result<Ans
 async fn ask_quorum(client: &mut Client) -> Result<QuorumAnswer, etcd_client::Error> {
     client.get("\0", Some(GetOptions::new().with_count_only())).await?;
     let list = client.member_list().await?;
-    let members = list
-        .members()
-        .iter()
-        .map(|member| ListedMember {
-            id: MemberId(member.id()),
-            name: member.name().to_owned(),
-            peer_urls: member.peer_urls().to_vec(),
-            learner: member.is_learner(),
-        })
-        .collect();
+    let members = listed(&list);
     let alarms = client.alarm(AlarmAction::Get, AlarmType::None, None).await?;
     let alarms = alarms
         .alarms()
@@ -138,8 +129,19 @@ async fn ask_quorum(client: &mut Client) -> Result<QuorumAnswer, etcd_client::Er
     Ok(QuorumAnswer { members, alarms })
 }
 
+/// The rows of a member list.
+pub(super) fn listed(list: &etcd_client::MemberListResponse) -> Vec<ListedMember> {
+    let row = |member: &etcd_client::Member| ListedMember {
+        id: MemberId(member.id()),
+        name: member.name().to_owned(),
+        peer_urls: member.peer_urls().to_vec(),
+        learner: member.is_learner(),
+    };
+    list.members().iter().map(row).collect()
+}
+
 /// What etcd said, or the way to it. A gRPC status would show its code as prose and its causes as structures.
-fn words(error: &etcd_client::Error) -> String {
+pub(super) fn words(error: &etcd_client::Error) -> String {
     if let etcd_client::Error::GRpcStatus(status) = error {
         return with_causes(status.message().to_owned(), status);
     }

@@ -7,7 +7,11 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 
+use super::cluster::desired::Desired;
+use super::cluster::observed::Observed;
+use super::cluster::plan::{Plan, plan};
 use super::metrics::Metrics;
+use crate::etcd::membership::Members;
 
 /// Deadline of one request to the apiserver: far above a healthy answer, below the life of a lease.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
@@ -16,14 +20,19 @@ pub const REQUEST_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Context {
     /// Speaks to the apiserver.
     pub client: Client,
+    /// The way to etcd's members.
+    pub etcd: Arc<dyn Members>,
     /// Publishes events.
     pub recorder: Recorder,
     /// Image with the guard: the operator's own.
     pub guard_image: String,
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
+    /// What decides: [`plan`], or in tests a worse one.
+    pub planner: Planner,
     /// The right to write.
     pub authority: Arc<Authority>,
+    clock: Clock,
     /// Highest (term, index) surveyed, by EtcdCluster UID and member. Kept here between two writes of the
     /// status, which are rare by design.
     marks: Mutex<HashMap<(String, String), (u64, u64)>>,
@@ -32,6 +41,12 @@ pub struct Context {
     /// When a question that is only asked now and then was asked last, by EtcdCluster UID.
     asked: Mutex<HashMap<String, Instant>>,
 }
+
+/// Desired + Observed → Plan.
+pub type Planner = fn(&Desired, &Observed) -> Plan;
+
+/// What tells the time: the machine's clock, or a simulated one.
+pub type Clock = Arc<dyn Fn() -> jiff::Timestamp + Send + Sync>;
 
 /// The right to write: held for as long as the lease was renewed, and not a moment longer.
 #[derive(Debug, Default)]
@@ -48,6 +63,8 @@ impl Context {
     /// A context with empty memory.
     pub fn new(
         client: Client,
+        etcd: Arc<dyn Members>,
+        clock: Clock,
         guard_image: String,
         metrics: Arc<Metrics>,
         authority: Arc<Authority>,
@@ -56,10 +73,13 @@ impl Context {
         let recorder = Recorder::new(client.clone(), reporter);
         Self {
             client,
+            etcd,
             recorder,
             guard_image,
             metrics,
+            planner: plan,
             authority,
+            clock,
             marks: Mutex::default(),
             failures: Mutex::default(),
             asked: Mutex::default(),
@@ -68,7 +88,7 @@ impl Context {
 
     /// The only clock.
     pub fn now(&self) -> jiff::Timestamp {
-        jiff::Timestamp::now()
+        (self.clock)()
     }
 
     /// Raises the mark of a member; returns the highest ever seen by this process.

@@ -14,12 +14,13 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::cluster::reconcile::{ReconcileError, pause_after, reconcile};
-use super::context::{Authority, Context};
+use super::context::{Authority, Clock, Context};
 use super::lead::Candidate;
 use super::metrics::{Metrics, ReconcileLabels};
 use super::names;
 use super::serve::serve;
 use crate::api::EtcdCluster;
+use crate::etcd::change::Dialled;
 use crate::etcd::survey::chain;
 
 /// Clusters that are worked on at the same time: each waits for the network nearly all of its time.
@@ -76,7 +77,9 @@ pub async fn run(config: Config) -> Result<(), RunError> {
     }
     tracing::info!(identity = config.identity, "holding the lease");
     metrics.leader.set(1);
-    let context = Arc::new(Context::new(client, config.guard_image.clone(), metrics.clone(), authority));
+    let clock: Clock = Arc::new(jiff::Timestamp::now);
+    let image = config.guard_image.clone();
+    let context = Arc::new(Context::new(client, Arc::new(Dialled), clock, image, metrics.clone(), authority));
     let controllers = controllers(&config, &context);
     let result = tokio::select! {
         () = controllers => Ok(()),

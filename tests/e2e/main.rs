@@ -9,12 +9,15 @@
     reason = "a story that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 
+mod judges;
 mod support;
 
 mod alone;
+mod alone_chart;
 mod bad_input;
 mod bootstrap;
 mod certificates;
+mod gitops;
 mod guard;
 mod install;
 mod readme;

@@ -7,12 +7,17 @@
     reason = "a test that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 
+mod alerts;
 mod bad_input;
 mod bad_input_files;
+mod chart;
 mod crds;
 mod examples;
-mod install;
+mod gitops;
+#[path = "../e2e/judges.rs"]
+mod judges;
 mod offline;
 mod plan;
 mod rotation;
 mod tidy;
+mod world;

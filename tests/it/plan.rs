@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use quorate::api::EtcdCluster;
 use quorate::api::cluster::BootstrapStatus;
 use quorate::api::reason::Reason;
+use quorate::etcd::membership::Call;
+use quorate::etcd::quorum::quorum;
 use quorate::etcd::survey::{Answer, ListedMember, QuorumAnswer};
 use quorate::etcd::{ClusterId, MemberId};
 use quorate::operator::cluster::desired::Desired;
-use quorate::operator::cluster::observed::{GuardReport, MemberPod, Observed, Record, Volume};
-use quorate::operator::cluster::plan::{Ensure, Plan, Premise, Step, plan};
+use quorate::operator::cluster::observed::{GuardReport, MemberPod, Observed, Record, Volume, VolumeState};
+use quorate::operator::cluster::plan::{Change, Ensure, Plan, Premise, Step, plan};
 use quorate::operator::names;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
@@ -25,7 +27,7 @@ const CLUSTER: ClusterId = ClusterId(0xc1);
 /// Pictures looked at for each rule: 10,000 take a second.
 const SEEDS: u64 = 10_000;
 
-fn desired(annotations: &Value, spec: &Value) -> Desired {
+pub(crate) fn desired(annotations: &Value, spec: &Value) -> Desired {
     let mut spec = spec.clone();
     spec["tls"] = json!({"mode": "Disabled"});
     let metadata = json!({
@@ -38,7 +40,7 @@ fn desired(annotations: &Value, spec: &Value) -> Desired {
     Desired::of(&object, "quorate:test").unwrap()
 }
 
-fn nothing() -> Observed {
+pub(crate) fn nothing() -> Observed {
     Observed {
         record: Record::default(),
         volumes: BTreeMap::new(),
@@ -46,11 +48,13 @@ fn nothing() -> Observed {
         credentials: quorate::operator::cluster::credentials::Credentials::default(),
         children: BTreeMap::new(),
         missing_storage_class: None,
+        expandable_classes: BTreeSet::new(),
+        addresses: BTreeMap::new(),
         survey: BTreeMap::new(),
     }
 }
 
-fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
+pub(crate) fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
     Volume {
         uid: format!("volume-{name}"),
         resource_version: "7".to_owned(),
@@ -59,12 +63,14 @@ fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
         bound: true,
         deleting: false,
         storage_class: Some("standard".to_owned()),
+        requested: "8Gi".to_owned(),
+        state: if identity.is_some() { VolumeState::Member } else { VolumeState::Joining },
         identity,
         incarnation: 0,
     }
 }
 
-fn pod(name: &str) -> MemberPod {
+pub(crate) fn pod(name: &str) -> MemberPod {
     MemberPod {
         uid: format!("pod-{name}"),
         resource_version: "9".to_owned(),
@@ -79,13 +85,20 @@ fn pod(name: &str) -> MemberPod {
     }
 }
 
-fn answer(id: u64) -> Answer {
-    let members = (0..3).map(|number| ListedMember {
-        id: MemberId(number),
+/// The list of a cluster whose members have these numbers.
+fn list(voters: &[u64], learners: &[u64]) -> Vec<ListedMember> {
+    let row = |number: &u64, learner| ListedMember {
+        id: MemberId(*number),
         name: format!("main-{number}"),
-        peer_urls: Vec::new(),
-        learner: false,
-    });
+        peer_urls: vec![format!("http://main-{number}.main-peers.test.svc:2380")],
+        learner,
+    };
+    let voters = voters.iter().map(|number| row(number, false));
+    voters.chain(learners.iter().map(|number| row(number, true))).collect()
+}
+
+/// What a voter of that list answers.
+fn answer(id: u64, members: &[ListedMember]) -> Answer {
     Answer {
         cluster_id: CLUSTER,
         member_id: MemberId(id),
@@ -97,30 +110,52 @@ fn answer(id: u64) -> Answer {
         db_size_bytes: 4096,
         version: "3.6.16".to_owned(),
         errors: Vec::new(),
-        quorum: Some(QuorumAnswer { members: members.collect(), alarms: Vec::new() }),
+        quorum: Some(QuorumAnswer { members: members.to_vec(), alarms: Vec::new() }),
     }
 }
 
-/// Three members on record, all well.
-fn healthy() -> Observed {
+/// What a learner answers: of itself only, since it reads nothing with quorum.
+fn learner(id: u64) -> Answer {
+    Answer { learner: true, quorum: None, ..answer(id, &[]) }
+}
+
+/// A cluster on record, all well.
+fn cluster(voters: &[u64], learners: &[u64]) -> Observed {
     let mut observed = nothing();
-    for number in 0..3 {
-        let (name, id) = (format!("main-{number}"), MemberId(number));
+    let members = list(voters, learners);
+    for number in voters.iter().chain(learners) {
+        let (name, id, joins) = (format!("main-{number}"), MemberId(*number), learners.contains(number));
         observed.volumes.insert(name.clone(), volume(&name, Some((CLUSTER, id))));
-        observed.pods.insert(name.clone(), pod(&name));
-        observed.survey.insert(name.clone(), Ok(answer(number)));
+        observed.pods.insert(name.clone(), MemberPod { voter_label: !joins, ..pod(&name) });
+        let answered = if joins { learner(*number) } else { answer(*number, &members) };
+        observed.survey.insert(name.clone(), Ok(answered));
+        if joins {
+            observed.record.joining.insert(name.clone());
+        }
+        observed.record.next_serial = observed.record.next_serial.max(i32::try_from(*number).unwrap() + 1);
         observed.record.members.insert(name, id);
     }
+    let budget = json!({
+        "metadata": {"generation": 1},
+        "spec": {"minAvailable": 3},
+        "status": {"observedGeneration": 1, "expectedPods": voters.len()},
+    });
+    observed.children.insert(("PodDisruptionBudget", "main".to_owned()), budget);
     observed.record.cluster_id = Some(CLUSTER);
     observed.record.bootstrap = Some(bootstrap());
     observed
+}
+
+/// Three members on record, all well.
+pub(crate) fn healthy() -> Observed {
+    cluster(&[0, 1, 2], &[])
 }
 
 fn bootstrap() -> BootstrapStatus {
     BootstrapStatus { incarnation: 0, serials: vec![0, 1, 2], token: format!("test/main/{UID}") }
 }
 
-fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
+pub(crate) fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
     let of_kind = |ensure: &'a Ensure| {
         let Ensure::Create { kind, manifest } = ensure else { return None };
         (*kind == wanted).then_some(manifest)
@@ -174,6 +209,7 @@ fn the_cluster_is_on_record_only_when_every_volume_carries_the_same_id() {
     let desired = desired(&json!({}), &json!({}));
     let mut observed = healthy();
     observed.record = Record { bootstrap: Some(bootstrap()), ..Record::default() };
+    observed.survey.clear();
     observed.volumes.get_mut("main-2").unwrap().identity = None;
     assert_eq!(plan(&desired, &observed).record, None);
     observed.volumes.get_mut("main-2").unwrap().identity = Some((CLUSTER, MemberId(2)));
@@ -255,14 +291,24 @@ fn any_picture(random: &mut StdRng) -> (Desired, Observed) {
         desired(&annotations, &json!({"replicas": replicas, "paused": random.random_bool(0.05)}));
     desired.deleting = random.random_bool(0.05);
     let mut observed = nothing();
+    let (mut voters, mut learners): (Vec<u64>, Vec<u64>) = (vec![0, 1, 2], Vec::new());
     if random.random_bool(0.9) {
         observed.record.bootstrap = Some(bootstrap());
     }
-    if observed.record.bootstrap.is_some() && random.random_bool(0.6) {
-        observed.record.cluster_id = Some(CLUSTER);
-        observed.record.members = (0..3).map(|number| (format!("main-{number}"), MemberId(number))).collect();
+    if observed.record.bootstrap.is_some() && random.random_bool(0.8) {
+        voters = (0..random.random_range(1..6)).collect();
+        let first = voters.len() as u64;
+        learners = (first..first + random.random_range(0..3)).collect();
+        observed = cluster(&voters, &learners);
+        if random.random_bool(0.5) {
+            return (desired, almost_well(random, observed));
+        }
+        observed.pods.clear();
+        observed.survey.clear();
+        observed.volumes.clear();
     }
-    for number in 0..4 {
+    let members = list(&voters, &learners);
+    for number in 0..6 {
         let name = format!("main-{number}");
         if random.random_bool(0.8) {
             observed.volumes.insert(name.clone(), any_volume(random, &name, number));
@@ -271,7 +317,8 @@ fn any_picture(random: &mut StdRng) -> (Desired, Observed) {
             observed.pods.insert(name.clone(), any_pod(random, &name));
         }
         match random.random_range(0..3) {
-            0 => drop(observed.survey.insert(name, Ok(answer(number)))),
+            0 if learners.contains(&number) => drop(observed.survey.insert(name, Ok(learner(number)))),
+            0 => drop(observed.survey.insert(name, Ok(answer(number, &members)))),
             1 => drop(observed.survey.insert(name, Err("no answer within 3s".to_owned()))),
             _ => {}
         }
@@ -280,6 +327,58 @@ fn any_picture(random: &mut StdRng) -> (Desired, Observed) {
         observed.missing_storage_class = Some("standard".to_owned());
     }
     (desired, observed)
+}
+
+/// A cluster of which one or two things are not as they should be.
+fn almost_well(random: &mut StdRng, mut observed: Observed) -> Observed {
+    for _ in 0..random.random_range(0..3) {
+        let name = format!("main-{}", random.random_range(0..7));
+        match random.random_range(0..12) {
+            0 => drop(observed.survey.insert(name, Err("no answer within 3s".to_owned()))),
+            1 => drop(observed.pods.remove(&name)),
+            2 => drop(observed.volumes.remove(&name)),
+            3 => drop(observed.volumes.insert(name.clone(), volume(&name, None))),
+            4 => drop(observed.record.members.remove(&name)),
+            5 => observed.record.joining.clear(),
+            6 => drop(observed.children.clear()),
+            7 => {
+                let retired =
+                    Volume { state: VolumeState::Retired, ..volume(&name, Some((CLUSTER, MemberId(77)))) };
+                observed.volumes.insert(name, retired);
+                observed.record.next_serial = 7;
+            }
+            8 => {
+                let stranger = ListedMember {
+                    peer_urls: vec!["http://elsewhere:2380".to_owned()],
+                    ..list(&[99], &[]).remove(0)
+                };
+                for answer in observed.survey.values_mut().flatten() {
+                    answer.quorum.iter_mut().for_each(|quorum| quorum.members.push(stranger.clone()));
+                }
+            }
+            9 => {
+                let leader = Some(MemberId(random.random_range(0..6)));
+                observed.survey.values_mut().flatten().for_each(|answer| answer.leader = leader);
+            }
+            10 => {
+                if let Some(Ok(answer)) = observed.survey.get_mut(&name) {
+                    answer.applied_index = 0;
+                }
+                observed
+                    .survey
+                    .values_mut()
+                    .flatten()
+                    .filter(|answer| !answer.learner)
+                    .for_each(|answer| answer.applied_index += 5000);
+            }
+            _ => {
+                if let Some(pod) = observed.pods.get_mut(&name) {
+                    pod.voter_label = !pod.voter_label;
+                }
+            }
+        }
+    }
+    observed
 }
 
 fn any_volume(random: &mut StdRng, name: &str, number: u64) -> Volume {
@@ -318,7 +417,7 @@ type Rule = fn(&Desired, &Observed, &Plan) -> Option<&'static str>;
 
 /// The first invariant that a plan breaks.
 fn broken(desired: &Desired, observed: &Observed, plan: &Plan) -> Option<&'static str> {
-    let rules: [Rule; 5] = [restraint, foundation, deletions, creations, records_on_objects];
+    let rules: [Rule; 6] = [restraint, foundation, deletions, creations, records_on_objects, membership];
     rules.iter().find_map(|rule| rule(desired, observed, plan))
 }
 
@@ -346,8 +445,10 @@ fn foundation(desired: &Desired, observed: &Observed, plan: &Plan) -> Option<&'s
         });
     let founds = created(plan, "Pod").iter().any(|pod| pod.to_string().contains("cluster-state=new"));
     let recorded = plan.record.as_ref().and_then(|record| record.cluster_id);
-    let rewritten = observed.record.cluster_id.is_some() && plan.record.is_some();
-    let unproven = recorded.is_some_and(|id| {
+    let rewritten = plan.record.as_ref().is_some_and(|record| {
+        observed.record.cluster_id.is_some() && record.cluster_id != observed.record.cluster_id
+    });
+    let unproven = recorded.filter(|_| observed.record.cluster_id.is_none()).is_some_and(|id| {
         let carries = |volume: &&Volume| volume.identity.is_some_and(|(cluster, _)| cluster == id);
         observed.volumes.values().filter(carries).count() == 0
     });
@@ -360,19 +461,31 @@ fn deletions(_: &Desired, observed: &Observed, plan: &Plan) -> Option<&'static s
     match plan.step.as_ref()? {
         Step::DeletePod(premise) => {
             let Some(pod) = observed.pods.get(&premise.name) else { return Some("deletes a Pod unseen") };
-            let answers = observed.survey.get(&premise.name).is_some_and(Result::is_ok);
+            let listed = any_list(observed);
+            let votes = listed.is_empty()
+                || listed.iter().any(|member| member.name == premise.name && !member.learner);
+            let answers = votes && observed.survey.get(&premise.name).is_some_and(Result::is_ok);
             let ended = pod.phase == "Succeeded" || pod.phase == "Failed";
             let abandoned = observed.record.cluster_id.is_none();
             when(pod.owner_uid.as_deref() != Some(UID), "deletes another's Pod")
-                .or_else(|| when((pod.ready || answers) && !ended && !abandoned, "deletes a Pod that serves"))
+                .or_else(|| {
+                    when((votes && pod.ready || answers) && !ended && !abandoned, "deletes a Pod that serves")
+                })
                 .or_else(|| when(pod.uid != premise.uid, "deletes without the UID"))
                 .or_else(|| when(pod.resource_version != premise.resource_version, "deletes on a stale look"))
         }
-        Step::DeleteVolume(premise) => {
+        Step::Change(_) => None,
+        Step::DeleteVolume(premise, unlisted) => {
             let Some(volume) = observed.volumes.get(&premise.name) else {
                 return Some("deletes a volume that nobody saw");
             };
-            when(volume.identity.is_some(), "deletes a volume that holds a member")
+            let listed = any_list(observed);
+            let member = listed.iter().any(|member| {
+                member.name == premise.name || volume.identity.is_some_and(|(_, id)| id == member.id)
+            });
+            let unproven = unlisted.as_ref().is_none_or(|unlisted| unlisted.peer_url.is_empty());
+            when(member && volume.identity.is_some(), "deletes a volume that holds a member")
+                .or_else(|| when(volume.identity.is_some() && unproven, "deletes a volume without evidence"))
                 .or_else(|| when(volume.cluster_uid.as_deref() != Some(UID), "deletes another's volume"))
                 .or_else(|| when(volume.uid != premise.uid, "deletes without the UID"))
         }
@@ -381,7 +494,16 @@ fn deletions(_: &Desired, observed: &Observed, plan: &Plan) -> Option<&'static s
 
 fn creations(desired: &Desired, observed: &Observed, plan: &Plan) -> Option<&'static str> {
     let members = observed.record.member_names("main");
-    let strange = |manifest: &&Value| !members.iter().any(|name| name == name_of(manifest));
+    let strange = |manifest: &&Value| {
+        let new = names::serial("main", name_of(manifest))
+            .is_some_and(|serial| serial >= observed.record.next_serial);
+        let waiting = observed
+            .volumes
+            .get(name_of(manifest))
+            .is_some_and(|volume| volume.state == VolumeState::Joining);
+        let joins = observed.record.cluster_id.is_some() && (new || waiting);
+        !joins && !members.iter().any(|name| name == name_of(manifest))
+    };
     let volumes = created(plan, "PersistentVolumeClaim");
     let pods = created(plan, "Pod");
     let unfounded = |pod: &&Value| {
@@ -394,7 +516,8 @@ fn creations(desired: &Desired, observed: &Observed, plan: &Plan) -> Option<&'st
     };
     when(volumes.iter().chain(&pods).any(strange), "makes something that is no member's")
         .or_else(|| {
-            when(!volumes.is_empty() && observed.record.cluster_id.is_some(), "starts a member empty")
+            let used = |volume: &&Value| observed.record.members.contains_key(name_of(volume));
+            when(observed.record.cluster_id.is_some() && volumes.iter().any(used), "starts a member empty")
         })
         .or_else(|| when(pods.iter().any(unfounded), "puts a Pod on a volume that is not ours to use"))
         .or_else(|| {
@@ -411,7 +534,8 @@ fn records_on_objects(desired: &Desired, observed: &Observed, plan: &Plan) -> Op
             "Pod" => {
                 let voter = manifest["metadata"]["labels"][names::ROLE] == names::VOTER;
                 let known = observed.volumes.get(name).is_some_and(|volume| volume.identity.is_some());
-                let recorded = observed.record.cluster_id.is_some() && known;
+                let joins = any_list(observed).iter().any(|member| member.name == name && member.learner);
+                let recorded = observed.record.cluster_id.is_some() && known && !joins;
                 when(voter && !recorded, "lets clients in before there is a record")
             }
             "PersistentVolumeClaim" => {
@@ -421,6 +545,104 @@ fn records_on_objects(desired: &Desired, observed: &Observed, plan: &Plan) -> Op
             _ => None,
         }
     })
+}
+
+/// The member list as anybody on record knows it.
+fn any_list(observed: &Observed) -> Vec<ListedMember> {
+    observed.listed().unwrap_or_default().to_vec()
+}
+
+/// Changes of the member list against the arithmetic of `reliability.md` I-1, I-2, I-4 and I-8.
+fn membership(_: &Desired, observed: &Observed, plan: &Plan) -> Option<&'static str> {
+    let Step::Change(change) = plan.step.as_ref()? else { return None };
+    let mut members = any_list(observed);
+    let mut healthy: BTreeSet<MemberId> = observed
+        .known_answers()
+        .filter(|(_, answer)| answer.quorum.is_some())
+        .map(|(_, answer)| answer.member_id)
+        .collect();
+    let ours =
+        |member: &ListedMember| member.peer_urls.iter().all(|url| url.contains(".main-peers.test.svc"));
+    let was_whole = members.iter().all(|member| member.learner || healthy.contains(&member.id));
+    when(change.members != members, "changes the list on another premise")
+        .or_else(|| when(!members.iter().all(ours), "changes the list while a stranger is in it"))
+        .or_else(|| {
+            change
+                .calls
+                .iter()
+                .find_map(|call| one_call(observed, call, &mut members, &mut healthy, was_whole))
+        })
+}
+
+fn one_call(
+    observed: &Observed,
+    call: &Call,
+    members: &mut Vec<ListedMember>,
+    healthy: &mut BTreeSet<MemberId>,
+    was_whole: bool,
+) -> Option<&'static str> {
+    let voters = |members: &[ListedMember]| -> Vec<MemberId> {
+        members.iter().filter(|member| !member.learner).map(|member| member.id).collect()
+    };
+    let alive = |members: &[ListedMember], healthy: &BTreeSet<MemberId>| {
+        voters(members).iter().filter(|id| healthy.contains(id)).count()
+    };
+    let leader = observed.known_answers().find_map(|(_, answer)| answer.leader);
+    match call {
+        Call::AddLearner(url) => {
+            let learners = members.iter().filter(|member| member.learner).count();
+            let listed = members.iter().any(|member| member.peer_urls.contains(url));
+            members.push(ListedMember {
+                peer_urls: vec![url.clone()],
+                learner: true,
+                ..list(&[1000], &[]).remove(0)
+            });
+            when(learners >= 2, "adds a third learner")
+                .or_else(|| when(listed, "adds a member twice"))
+                .or_else(|| when(!was_whole && voters(members).len() % 2 == 1, "grows while a voter is down"))
+        }
+        Call::Promote(id) => {
+            let member = members.iter_mut().find(|member| member.id == *id)?;
+            let noted = observed
+                .volumes
+                .get(&member.name)
+                .is_some_and(|volume| volume.identity == Some((CLUSTER, *id)));
+            let recorded = observed.record.members.get(&member.name) == Some(id);
+            let level = observed
+                .survey
+                .get(&member.name)
+                .is_some_and(|answer| answer.as_ref().is_ok_and(|answer| answer.applied_index > 0));
+            member.learner = false;
+            if level {
+                healthy.insert(*id);
+            }
+            when(!noted || !recorded, "promotes who is not on record")
+                .or_else(|| when(!level, "promotes who lacks the data"))
+                .or_else(|| {
+                    when(alive(members, healthy) < quorum(voters(members).len()), "promotes away its quorum")
+                })
+        }
+        Call::Remove(id) => {
+            let was_voter = voters(members).contains(id);
+            members.retain(|member| member.id != *id);
+            let others_down = members.iter().any(|member| !member.learner && !healthy.contains(&member.id));
+            when(was_voter && voters(members).is_empty(), "removes the last voter")
+                .or_else(|| when(was_voter && leader == Some(*id), "removes the leader"))
+                .or_else(|| {
+                    when(
+                        was_voter && healthy.contains(id) && others_down,
+                        "removes a voter while another is down",
+                    )
+                })
+                .or_else(|| {
+                    when(alive(members, healthy) < quorum(voters(members).len()), "removes away its quorum")
+                })
+        }
+        Call::MoveLeader(id) => when(!healthy.contains(id), "makes a silent member lead"),
+        Call::Disarm(id, _) => {
+            when(members.iter().any(|member| member.id == *id), "disarms a member's alarm")
+        }
+    }
 }
 
 #[test]
@@ -453,8 +675,8 @@ fn delete_pod(observed: &Observed, plan: Plan, wanted: impl Fn(&MemberPod) -> bo
 
 fn delete_volume(observed: &Observed, plan: Plan, wanted: impl Fn(&Volume) -> bool) -> Plan {
     let volume = observed.volumes.iter().find(|(_, volume)| wanted(volume));
-    let step =
-        volume.map(|(name, volume)| Step::DeleteVolume(premise(name, &volume.uid, &volume.resource_version)));
+    let step = volume
+        .map(|(name, volume)| Step::DeleteVolume(premise(name, &volume.uid, &volume.resource_version), None));
     Plan { step, ..plan }
 }
 
@@ -482,22 +704,50 @@ fn rewritten(mut plan: Plan, from: &str, to: &str) -> Plan {
 }
 
 fn stale(mut plan: Plan, change: fn(&mut Premise)) -> Plan {
-    if let Some(Step::DeletePod(premise) | Step::DeleteVolume(premise)) = &mut plan.step {
+    if let Some(Step::DeletePod(premise) | Step::DeleteVolume(premise, _)) = &mut plan.step {
         change(premise);
     }
     plan
 }
 
-const BUGS: [(&str, Bug); 20] = [
+/// A change of the list of a bad planner: a good premise, and whatever calls.
+fn change(observed: &Observed, plan: Plan, calls: Vec<Call>) -> Plan {
+    let change = Change {
+        via: "main-0".to_owned(),
+        calls,
+        cluster_id: CLUSTER,
+        members: any_list(observed),
+        leader: None,
+        why: String::new(),
+    };
+    Plan { step: Some(Step::Change(change)), ..plan }
+}
+
+fn listed(observed: &Observed, wanted: impl Fn(&ListedMember) -> bool) -> Vec<MemberId> {
+    any_list(observed).into_iter().filter(|member| wanted(member)).map(|member| member.id).collect()
+}
+
+fn remove(observed: &Observed, plan: Plan, count: usize) -> Plan {
+    let voters = listed(observed, |member| !member.learner);
+    change(observed, plan, voters.into_iter().rev().take(count).map(Call::Remove).collect())
+}
+
+fn promote(observed: &Observed, plan: Plan) -> Plan {
+    let learners = listed(observed, |member| member.learner);
+    change(observed, plan, learners.into_iter().map(Call::Promote).collect())
+}
+
+fn add(observed: &Observed, plan: Plan, number: u64) -> Plan {
+    let url = list(&[number], &[]).remove(0).peer_urls.remove(0);
+    change(observed, plan, vec![Call::AddLearner(url)])
+}
+
+const BUGS: [(&str, Bug); 35] = [
     ("acts while paused or deleted", |_, observed, plan| create(plan, "Pod", named(observed.volumes.keys()))),
     ("a pass that stores a record does something else", |_, observed, plan| {
         create(plan, "Pod", named(observed.volumes.keys()))
     }),
     ("founds a cluster that exists", |_, _, plan| rewritten(plan, "state=existing", "state=new")),
-    ("rewrites the record of a cluster", |_, _, _| Plan {
-        record: Some(Record::default()),
-        ..Plan::default()
-    }),
     ("records a cluster that no volume carries", |_, _, _| {
         let record = Record { cluster_id: Some(ClusterId(0xdead)), ..Record::default() };
         Plan { record: Some(record), ..Plan::default() }
@@ -514,6 +764,40 @@ const BUGS: [(&str, Bug); 20] = [
     ("deletes on a stale look", |_, _, plan| stale(plan, |premise| premise.resource_version.clear())),
     ("deletes a volume that holds a member", |_, observed, plan| {
         delete_volume(observed, plan, |volume| volume.identity.is_some())
+    }),
+    ("deletes a volume without evidence", |_, observed, plan| {
+        delete_volume(observed, plan, |volume| volume.identity.is_some_and(|(_, id)| id == MemberId(77)))
+    }),
+    ("changes the list on another premise", |_, _, mut plan| {
+        if let Some(Step::Change(change)) = &mut plan.step {
+            change.members.clear();
+        }
+        plan
+    }),
+    ("changes the list while a stranger is in it", |_, observed, plan| add(observed, plan, 50)),
+    ("adds a third learner", |_, observed, plan| add(observed, plan, 50)),
+    ("adds a member twice", |_, observed, plan| add(observed, plan, 0)),
+    ("grows while a voter is down", |_, observed, plan| add(observed, plan, 50)),
+    ("promotes who is not on record", |_, observed, plan| promote(observed, plan)),
+    ("promotes who lacks the data", |_, observed, plan| promote(observed, plan)),
+    ("promotes away its quorum", |_, observed, plan| promote(observed, plan)),
+    ("removes the leader", |_, observed, plan| remove(observed, plan, 7)),
+    ("removes a voter while another is down", |_, observed, plan| remove(observed, plan, 1)),
+    ("removes away its quorum", |_, observed, plan| {
+        let healthy = |member: &ListedMember| observed.survey.get(&member.name).is_some_and(Result::is_ok);
+        let down = listed(observed, |member| !member.learner && !healthy(member));
+        change(observed, plan, down.into_iter().take(1).map(Call::Remove).collect())
+    }),
+    ("removes the last voter", |_, observed, plan| remove(observed, plan, 7)),
+    ("makes a silent member lead", |_, observed, plan| {
+        change(observed, plan, vec![Call::MoveLeader(MemberId(6))])
+    }),
+    ("disarms a member's alarm", |_, observed, plan| {
+        change(observed, plan, vec![Call::Disarm(MemberId(0), quorate::etcd::survey::Alarm::NoSpace)])
+    }),
+    ("rewrites the record of a cluster", |_, _, _| Plan {
+        record: Some(Record::default()),
+        ..Plan::default()
     }),
     ("deletes another's volume", |_, observed, plan| {
         let is_anothers = |volume: &Volume| volume.cluster_uid.as_deref() != Some(UID);
@@ -537,7 +821,7 @@ const BUGS: [(&str, Bug); 20] = [
         apply(plan, "Pod", metadata.collect())
     }),
     ("deletes a volume that nobody saw", |_, _, plan| Plan {
-        step: Some(Step::DeleteVolume(premise("main-9", "volume-main-9", "7"))),
+        step: Some(Step::DeleteVolume(premise("main-9", "volume-main-9", "7"), None)),
         ..plan
     }),
     ("makes a Pod twice", |desired, observed, plan| {

@@ -9,13 +9,14 @@ use quorate::api::reason::Reason;
 
 /// Files of these names do I/O; all others are nouns and pure, so a name answers "can this fail because of the
 /// network?".
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "observe",
     "inspect",
     "apply",
     "connect",
     "survey",
     "probe",
+    "change",
     "authorize",
     "lead",
     "serve",

@@ -1,7 +1,7 @@
 //! Carries a plan out. Every write asks first whether this replica may still write; what takes something away
 //! names the very object that it is about, so a stale premise is refused by the apiserver.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
@@ -12,11 +12,13 @@ use super::credentials::{LeafState, SecretState};
 use super::desired::Desired;
 use super::issue::{IssueError, change_authority, issue_authority, issue_leaf};
 use super::manifests::metadata;
-use super::observe::addresses;
 use super::observed::Observed;
-use super::plan::{Ensure, Plan, Premise, Step};
+use super::plan::{Change, Ensure, Finding, Plan, Premise, Step, Unlisted};
 use crate::api::reason::Reason;
-use crate::etcd::authorize::{self, AuthError};
+use crate::etcd::MemberId;
+use crate::etcd::authorize;
+use crate::etcd::membership::{ChangeError, Roll};
+use crate::etcd::survey::{ListedMember, chain};
 use crate::operator::context::{Context, NoAuthority, REQUEST_DEADLINE};
 use crate::operator::names;
 
@@ -27,6 +29,8 @@ pub struct Applied {
     pub changed: bool,
     /// What a person may want to read.
     pub notes: Vec<(Reason, String)>,
+    /// What etcd did not let happen.
+    pub refused: Option<Finding>,
 }
 
 /// A write failed. Writes before it stand; each can be repeated.
@@ -56,12 +60,6 @@ pub enum ApplyError {
     /// A certificate could not be made.
     #[error("no certificate")]
     Issue(#[from] IssueError),
-    /// Nobody to ask.
-    #[error("no member serves")]
-    NoMember,
-    /// etcd's auth stays as it is.
-    #[error("cannot turn auth on or off")]
-    Auth(#[from] AuthError),
 }
 
 impl ApplyError {
@@ -120,23 +118,138 @@ pub async fn apply(
                 let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
                 merge(context, desired, "Pod", pod, &patch).await?;
             }
-            Ensure::Auth(on) => applied.notes.push(set_auth(context, desired, observed, *on).await?),
+            Ensure::Auth(on) => match set_auth(context, desired, observed, *on).await? {
+                Ok(note) => applied.notes.push(note),
+                Err(refused) => {
+                    applied.refused = Some(refused);
+                    continue;
+                }
+            },
             Ensure::Apply { kind, manifest } => patch(context, desired, kind, manifest).await?,
             Ensure::Create { kind, manifest } => create(context, desired, kind, manifest).await?,
         }
         applied.changed = true;
     }
-    if let Some(step) = &plan.step {
-        let (kind, premise) = match step {
-            Step::DeletePod(premise) => ("Pod", premise),
-            Step::DeleteVolume(premise) => ("PersistentVolumeClaim", premise),
-        };
-        delete(context, desired, kind, premise).await?;
-        let reason = if kind == "Pod" { Reason::PodDeleted } else { Reason::VolumeDeleted };
-        applied.notes.push((reason, format!("{kind} {} was deleted: {}", premise.name, premise.why)));
-        applied.changed = true;
+    match &plan.step {
+        None => {}
+        Some(Step::DeletePod(premise)) => {
+            if !still_silent(context, observed, &premise.name).await {
+                applied.refused = Some(changed_meanwhile());
+                return Ok(applied);
+            }
+            delete(context, desired, "Pod", premise).await?;
+            applied.deleted(Reason::PodDeleted, "Pod", premise);
+        }
+        Some(Step::DeleteVolume(premise, evidence)) => {
+            if let Some(evidence) = evidence
+                && let Err(finding) = still_unlisted(context, observed, evidence).await
+            {
+                applied.refused = Some(finding);
+                return Ok(applied);
+            }
+            delete(context, desired, "PersistentVolumeClaim", premise).await?;
+            applied.deleted(Reason::VolumeDeleted, "PersistentVolumeClaim", premise);
+        }
+        Some(Step::Change(change)) => make(context, observed, change, &mut applied).await?,
     }
     Ok(applied)
+}
+
+impl Applied {
+    fn deleted(&mut self, reason: Reason, kind: &str, premise: &Premise) {
+        self.notes.push((reason, format!("{kind} {} was deleted: {}", premise.name, premise.why)));
+        self.changed = true;
+    }
+}
+
+/// Asks a member that did not answer once more: one that does now keeps its Pod. Any other reason for a deletion
+/// shows in the Pod itself, whose resourceVersion is the premise.
+async fn still_silent(context: &Context, observed: &Observed, member: &str) -> bool {
+    let was_silent = observed.survey.get(member).is_some_and(Result::is_err);
+    let Some(address) = observed.addresses.get(member).filter(|_| was_silent) else { return true };
+    let members = BTreeMap::from([(member.to_owned(), address.clone())]);
+    let answers = context.etcd.survey(members, observed.credentials.operator.clone()).await;
+    !answers.get(member).is_some_and(Result::is_ok)
+}
+
+/// Reads the member list once more: the volume's member must still be none.
+async fn still_unlisted(context: &Context, observed: &Observed, evidence: &Unlisted) -> Result<(), Finding> {
+    let Some(address) = observed.addresses.get(&evidence.via) else { return Err(unreachable(&evidence.via)) };
+    let identity = observed.credentials.operator.clone();
+    let roll = context.etcd.roll(address.clone(), identity).await.map_err(|error| refused(&error))?;
+    let listed = roll.members.iter().any(|member| {
+        Some(member.id) == evidence.id || member.peer_urls.iter().any(|url| *url == evidence.peer_url)
+    });
+    let same = observed.record.cluster_id == Some(roll.cluster_id);
+    if same && !listed { Ok(()) } else { Err(changed_meanwhile()) }
+}
+
+/// Makes the calls of a change one after the other, if list and leader still are what it was decided on.
+async fn make(
+    context: &Context,
+    observed: &Observed,
+    change: &Change,
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
+    let Some(address) = observed.addresses.get(&change.via) else {
+        applied.refused = Some(unreachable(&change.via));
+        return Ok(());
+    };
+    let identity = || observed.credentials.operator.clone();
+    let roll = match context.etcd.roll(address.clone(), identity()).await {
+        Ok(roll) => roll,
+        Err(error) => {
+            applied.refused = Some(refused(&error));
+            return Ok(());
+        }
+    };
+    if !is_premise(change, &roll) {
+        applied.refused = Some(changed_meanwhile());
+        return Ok(());
+    }
+    for call in &change.calls {
+        context.authority.check()?;
+        if let Err(error) = context.etcd.change(address.clone(), identity(), call.clone()).await {
+            applied.refused = Some(refused(&error));
+            break;
+        }
+        applied.changed = true;
+    }
+    if applied.refused.is_none() {
+        applied.notes.push((Reason::MembershipChanged, change.why.clone()));
+    }
+    Ok(())
+}
+
+/// Names are no part of it: a member publishes its own when it starts.
+fn is_premise(change: &Change, roll: &Roll) -> bool {
+    let rows = |members: &[ListedMember]| -> BTreeSet<(MemberId, bool, Vec<String>)> {
+        members.iter().map(|member| (member.id, member.learner, member.peer_urls.clone())).collect()
+    };
+    roll.cluster_id == change.cluster_id
+        && roll.leader == change.leader
+        && rows(&roll.members) == rows(&change.members)
+}
+
+fn refused(error: &ChangeError) -> Finding {
+    let message = match error {
+        ChangeError::Wait(_) => format!("{error}. It is asked again every second."),
+        ChangeError::Refused(_) => {
+            format!("{error}. The member list is read again, and the change is decided anew.")
+        }
+        ChangeError::Unknown(_) => {
+            format!("{error}. Whether the change was made is unknown: the member list is read again first.")
+        }
+    };
+    Finding { reason: Reason::MembershipRefused, member: None, message, stalled: false }
+}
+
+fn unreachable(member: &str) -> Finding {
+    refused(&ChangeError::Wait(format!("{member} is to be asked, and has no address")))
+}
+
+fn changed_meanwhile() -> Finding {
+    refused(&ChangeError::Wait("the member list or the leader has changed since the look".to_owned()))
 }
 
 async fn create_authority(context: &Context, desired: &Desired) -> Result<(), ApplyError> {
@@ -197,35 +310,41 @@ async fn merge(
     Ok(())
 }
 
-/// Asks any member that serves.
+/// Asks any member that serves; what etcd says against it is told, and it is asked again.
 async fn set_auth(
     context: &Context,
     desired: &Desired,
     observed: &Observed,
     on: bool,
-) -> Result<(Reason, String), ApplyError> {
+) -> Result<Result<(Reason, String), Finding>, ApplyError> {
     context.authority.check()?;
-    let addresses = addresses(desired, &observed.pods);
     let serves = |name: &String| {
         let answer = observed.survey.get(name).and_then(|answer| answer.as_ref().ok());
         answer.is_some_and(|answer| answer.quorum.is_some())
     };
-    let address = addresses.iter().find(|(name, _)| serves(name)).map(|(_, address)| address);
+    let address = observed.addresses.iter().find(|(name, _)| serves(name)).map(|(_, address)| address);
+    let pending =
+        |message: String| Finding { reason: Reason::AuthPending, member: None, message, stalled: false };
     let (Some(address), Some(identity)) = (address, &observed.credentials.operator) else {
-        return Err(ApplyError::NoMember);
+        return Ok(Err(pending("No member serves that could be told of spec.auth.".to_owned())));
     };
     let user = names::client_certificate(&desired.name);
-    if on {
-        authorize::turn_on(address, identity, &user).await?;
+    let (done, note) = if on {
         let note = format!(
             "auth is on: a client's user is the common name of its certificate; {user} may use every key"
         );
-        Ok((Reason::AuthEnabled, note))
+        (authorize::turn_on(address, identity, &user).await, (Reason::AuthEnabled, note))
     } else {
-        authorize::turn_off(address, identity).await?;
         let note = "auth is off: every client with a certificate may do everything".to_owned();
-        Ok((Reason::AuthDisabled, note))
-    }
+        (authorize::turn_off(address, identity).await, (Reason::AuthDisabled, note))
+    };
+    Ok(match done {
+        Ok(()) => Ok(note),
+        Err(error) => Err(pending(format!(
+            "spec.auth.enabled is {on}, but etcd's auth was not changed: {}. It is tried again.",
+            chain(&error)
+        ))),
+    })
 }
 
 /// Creation: an object of that name that exists already is somebody's, and stays as it is.

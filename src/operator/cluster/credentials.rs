@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::desired::Desired;
+use super::observed::{Record, Volume, VolumeState};
 use super::rotation::{Presented, Stage};
 use crate::etcd::connect::ClientIdentity;
 use crate::operator::names;
@@ -136,6 +137,21 @@ pub enum LeafState {
     Unjudged,
     /// It must be made again, and why.
     Renew(String),
+}
+
+/// The members that need a certificate: those on record, and those whose volume waits for them to join.
+pub fn holders(desired: &Desired, record: &Record, volumes: &BTreeMap<String, Volume>) -> Vec<String> {
+    let joins = |volume: &Volume| {
+        volume.state == VolumeState::Joining && volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
+    };
+    let joining = volumes.iter().filter(|(_, volume)| joins(volume)).map(|(name, _)| name.clone());
+    let mut holders = record.member_names(&desired.name);
+    if record.cluster_id.is_some() {
+        holders.extend(joining);
+        holders.sort();
+        holders.dedup();
+    }
+    holders
 }
 
 /// The leafs that a cluster with these members needs.

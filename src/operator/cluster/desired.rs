@@ -8,6 +8,7 @@ use kube::ResourceExt;
 use crate::api::cluster::{CompactionMode, EtcdCluster, EtcdClusterSpec, LogLevel, TlsMode, TlsSecrets};
 use crate::api::duration::parse_duration;
 use crate::api::quantity::parse_bytes;
+use crate::etcd::flags::{PEER_PORT, url};
 use crate::etcd::version::Version;
 use crate::operator::names;
 
@@ -134,6 +135,19 @@ impl Desired {
             TlsMode::Secrets => self.secrets().and_then(|secrets| secrets.client.clone()),
             TlsMode::Disabled => None,
         }
+    }
+
+    /// URL under which a member's peers know it.
+    pub fn peer_url(&self, member: &str) -> String {
+        url(self.tls(), &self.address(member), PEER_PORT)
+    }
+
+    /// The member of ours whom these peer URLs name: the member list says so even of one that never started.
+    pub fn member_of(&self, peer_urls: &[String]) -> Option<String> {
+        let [peer_url] = peer_urls else { return None };
+        let name = peer_url.split("://").nth(1)?.split('.').next()?;
+        names::serial(&self.name, name)?;
+        (self.peer_url(name) == *peer_url).then(|| name.to_owned())
     }
 
     /// DNS name of a member.

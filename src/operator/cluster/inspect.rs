@@ -11,7 +11,7 @@ use super::credentials::{self, Credentials, LeafKind, LeafState, SecretState};
 use super::desired::Desired;
 use super::issue::issue_old_client;
 use super::observe::{ObserveError, read};
-use super::observed::Record;
+use super::observed::{Record, Volume};
 use super::rotation::{Presented, Stage};
 use crate::api::cluster::EtcdClusterStatus;
 use crate::etcd::authorize::is_enabled;
@@ -29,11 +29,12 @@ pub(super) async fn certificates(
     context: &Context,
     desired: &Desired,
     record: &Record,
+    volumes: &BTreeMap<String, Volume>,
 ) -> Result<Credentials, ObserveError> {
     if !desired.tls() {
         return Ok(Credentials::default());
     }
-    let members = record.member_names(&desired.name);
+    let members = credentials::holders(desired, record, volumes);
     if desired.secrets().is_some() {
         return brought(context, desired, &members).await;
     }

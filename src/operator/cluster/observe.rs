@@ -1,6 +1,6 @@
 //! Looks at Kubernetes and at etcd. Reads only, and reads anew: nothing here comes from a cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
@@ -18,7 +18,6 @@ use super::observed::{MemberPod, Observed, Record, Volume};
 use crate::api::cluster::EtcdClusterStatus;
 use crate::etcd::connect::Address;
 use crate::etcd::flags::CLIENT_PORT;
-use crate::etcd::survey::survey;
 use crate::operator::context::{Context, REQUEST_DEADLINE};
 use crate::operator::names;
 
@@ -48,21 +47,30 @@ pub async fn observe(
     status: Option<&EtcdClusterStatus>,
 ) -> Result<Observed, ObserveError> {
     let mut record = Record::of(status);
-    let (pods, volumes, children, mut credentials) = tokio::try_join!(
-        pods(context, desired),
-        volumes(context, desired),
-        children(context, desired),
-        certificates(context, desired, &record),
+    let (pods, volumes, children) =
+        tokio::try_join!(pods(context, desired), volumes(context, desired), children(context, desired))?;
+    let (mut credentials, (missing_storage_class, expandable_classes)) = tokio::try_join!(
+        certificates(context, desired, &record, &volumes),
+        classes(context, desired, &volumes)
     )?;
-    let missing_storage_class = missing_storage_class(context, &volumes).await?;
     let addresses = addresses(desired, &pods);
-    let (inspection, answers) = tokio::join!(
+    let (inspection, survey) = tokio::join!(
         inspect(context, desired, status, &credentials, &addresses),
-        survey(addresses.clone(), credentials.operator.as_ref()),
+        context.etcd.survey(addresses.clone(), credentials.operator.clone()),
     );
     (credentials.presented, credentials.auth) = inspection;
-    raise_marks(context, desired, &mut record, &pods, &answers);
-    Ok(Observed { record, volumes, pods, credentials, children, missing_storage_class, survey: answers })
+    raise_marks(context, desired, &mut record, &pods, &survey);
+    Ok(Observed {
+        record,
+        volumes,
+        pods,
+        credentials,
+        children,
+        missing_storage_class,
+        expandable_classes,
+        addresses,
+        survey,
+    })
 }
 
 pub(super) async fn read<T>(
@@ -141,17 +149,26 @@ where
     Ok(json.map(|json| ((kind, name), json)))
 }
 
-/// Asked only while a volume is unbound, so that a quiet cluster needs no right to read storage classes.
-async fn missing_storage_class(
+/// A class that does not exist, and those that let volumes grow. Asked only while a volume is unbound or should
+/// grow, so that a quiet cluster needs no right to read storage classes.
+async fn classes(
     context: &Context,
+    desired: &Desired,
     volumes: &BTreeMap<String, Volume>,
-) -> Result<Option<String>, ObserveError> {
-    let unbound =
-        volumes.values().filter(|volume| !volume.bound).find_map(|volume| volume.storage_class.clone());
-    let Some(class) = unbound.filter(|class| !class.is_empty()) else { return Ok(None) };
+) -> Result<(Option<String>, BTreeSet<String>), ObserveError> {
+    let (mut missing, mut expandable) = (None, BTreeSet::new());
+    let of_interest = |volume: &&Volume| !volume.bound || volume.is_smaller_than(desired);
+    let names = volumes.values().filter(of_interest).filter_map(|volume| volume.storage_class.clone());
+    let names: BTreeSet<String> = names.filter(|class| !class.is_empty()).collect();
     let api: Api<StorageClass> = Api::all(context.client.clone());
-    let found = read(&format!("StorageClass {class}"), api.get_opt(&class)).await?;
-    Ok(found.is_none().then_some(class))
+    for name in names {
+        match read(&format!("StorageClass {name}"), api.get_opt(&name)).await? {
+            None => missing = Some(name),
+            Some(class) if class.allow_volume_expansion == Some(true) => drop(expandable.insert(name)),
+            Some(_) => {}
+        }
+    }
+    Ok((missing, expandable))
 }
 
 pub(super) fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {

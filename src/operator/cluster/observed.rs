@@ -1,6 +1,6 @@
 //! The picture that [`super::plan`] decides on: Kubernetes and etcd, each as it answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, PersistentVolumeClaim, Pod};
 use kube::ResourceExt;
@@ -8,8 +8,11 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::credentials::Credentials;
+use super::desired::Desired;
 use crate::api::cluster::{BootstrapStatus, EtcdClusterStatus};
-use crate::etcd::survey::Survey;
+use crate::api::quantity::parse_bytes;
+use crate::etcd::connect::Address;
+use crate::etcd::survey::{Answer, ListedMember, Survey};
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
 
@@ -20,7 +23,7 @@ const SCHEDULING: jiff::SignedDuration = jiff::SignedDuration::from_secs(4);
 const RECENTLY: jiff::SignedDuration = jiff::SignedDuration::from_mins(6);
 
 /// Everything that was seen in one look.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Observed {
     /// What the status has on record.
     pub record: Record,
@@ -34,6 +37,10 @@ pub struct Observed {
     pub children: BTreeMap<(&'static str, String), Value>,
     /// A storage class that is asked for and does not exist.
     pub missing_storage_class: Option<String>,
+    /// Storage classes that let a volume grow, of those of volumes that should.
+    pub expandable_classes: BTreeSet<String>,
+    /// Where each running member is.
+    pub addresses: BTreeMap<String, Address>,
     /// What each running member answered.
     pub survey: Survey,
 }
@@ -47,6 +54,10 @@ pub struct Record {
     pub cluster_id: Option<ClusterId>,
     /// The members and their IDs, from the same moment on.
     pub members: BTreeMap<String, MemberId>,
+    /// Those of them that do not vote yet.
+    pub joining: BTreeSet<String>,
+    /// The next number for a member: above every one that was ever used.
+    pub next_serial: i32,
     /// Marks last surveyed: (term, applied index) by member.
     pub high_water: BTreeMap<String, (u64, u64)>,
 }
@@ -68,10 +79,26 @@ pub struct Volume {
     pub deleting: bool,
     /// Its storage class.
     pub storage_class: Option<String>,
+    /// The size that it was asked for.
+    pub requested: String,
+    /// Whether its member joins, is one, or has left.
+    pub state: VolumeState,
     /// Cluster and member on record.
     pub identity: Option<(ClusterId, MemberId)>,
     /// Incarnation of its data.
     pub incarnation: u32,
+}
+
+/// Where a volume's member is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum VolumeState {
+    /// It has not voted yet.
+    #[default]
+    Joining,
+    /// It votes.
+    Member,
+    /// It has left the cluster; the volume is kept for its data.
+    Retired,
 }
 
 /// A Pod of a member's name.
@@ -100,6 +127,8 @@ pub struct MemberPod {
     pub created: Option<jiff::Timestamp>,
     /// Which certificates it was told to take.
     pub certificates: Option<String>,
+    /// The members that its etcd is told to join.
+    pub initial: BTreeSet<String>,
     /// Whether clients reach it through the Service.
     pub voter_label: bool,
     /// Whether the etcd container runs now.
@@ -152,8 +181,20 @@ impl Record {
             bootstrap: status.bootstrap.clone(),
             cluster_id: status.cluster_id.as_deref().and_then(|id| id.parse().ok()),
             members: status.members.iter().filter_map(named).collect(),
+            joining: status
+                .members
+                .iter()
+                .filter(|member| member.joining)
+                .map(|member| member.name.clone())
+                .collect(),
+            next_serial: status.next_serial.unwrap_or_default(),
             high_water: status.members.iter().filter_map(mark).collect(),
         }
+    }
+
+    /// How many members on record vote; before there is a record, how many will.
+    pub fn voters(&self, cluster: &str) -> usize {
+        self.member_names(cluster).iter().filter(|name| !self.joining.contains(*name)).count()
     }
 
     /// Names of the members that should exist: those on record, before that those of the first start.
@@ -163,6 +204,17 @@ impl Record {
         }
         let serials = self.bootstrap.as_ref().map(|bootstrap| bootstrap.serials.clone()).unwrap_or_default();
         serials.into_iter().map(|serial| names::member(cluster, serial)).collect()
+    }
+}
+
+impl VolumeState {
+    /// The word on the volume.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Member => "member",
+            Self::Retired => "retired",
+        }
     }
 }
 
@@ -182,11 +234,30 @@ impl Volume {
             bound: phase == Some("Bound"),
             deleting: claim.metadata.deletion_timestamp.is_some(),
             storage_class: claim.spec.as_ref().and_then(|spec| spec.storage_class_name.clone()),
+            requested: claim
+                .spec
+                .as_ref()
+                .and_then(|spec| Some(spec.resources.as_ref()?.requests.as_ref()?.get("storage")?.0.clone()))
+                .unwrap_or_default(),
+            state: match annotation(names::STATE) {
+                Some("retired") => VolumeState::Retired,
+                Some("member") => VolumeState::Member,
+                _ => VolumeState::Joining,
+            },
             identity,
             incarnation: annotation(names::INCARNATION)
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
         }
+    }
+}
+
+impl Volume {
+    /// Whether it was asked for with less than the spec wants now. A size that cannot be read is left alone.
+    pub fn is_smaller_than(&self, desired: &Desired) -> bool {
+        let bytes =
+            parse_bytes(&self.requested).and_then(|has| Ok((has, parse_bytes(&desired.spec.storage.size)?)));
+        bytes.is_ok_and(|(has, wanted)| has < wanted)
     }
 }
 
@@ -221,6 +292,7 @@ impl MemberPod {
             template: pod.annotations().get(names::TEMPLATE).cloned(),
             created: pod.creation_timestamp().map(|at| at.0),
             certificates: pod.annotations().get(names::CERTIFICATES).cloned(),
+            initial: initial_cluster(pod),
             voter_label: pod.labels().get(names::ROLE).is_some_and(|role| role == names::VOTER),
             running: etcd.is_some_and(is_running),
             ran: etcd.is_some_and(|container| {
@@ -272,6 +344,19 @@ impl GuardReport {
     }
 }
 
+/// The names in `--initial-cluster=a=https://…,b=https://…`.
+fn initial_cluster(pod: &Pod) -> BTreeSet<String> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let arguments = containers.filter(|container| container.name == "etcd").flat_map(|etcd| &etcd.command);
+    arguments
+        .flatten()
+        .find_map(|argument| argument.strip_prefix("--initial-cluster="))
+        .into_iter()
+        .flat_map(|members| members.split(','))
+        .filter_map(|member| Some(member.split_once('=')?.0.to_owned()))
+        .collect()
+}
+
 fn is_running(container: &ContainerStatus) -> bool {
     container.state.as_ref().is_some_and(|state| state.running.is_some())
 }
@@ -297,14 +382,23 @@ fn last_message(container: &ContainerStatus) -> Option<String> {
 }
 
 impl Observed {
-    /// The member list of any member that could read it with quorum.
-    pub fn listed(&self) -> Option<&[crate::etcd::survey::ListedMember]> {
-        self.survey.values().flatten().find_map(|answer| Some(answer.quorum.as_ref()?.members.as_slice()))
+    /// What members on record answered, under the identities on record. Nobody else is believed.
+    pub fn known_answers(&self) -> impl Iterator<Item = (&String, &Answer)> {
+        self.survey.iter().filter_map(|(name, answer)| {
+            let answer = answer.as_ref().ok()?;
+            let known = self.record.members.get(name) == Some(&answer.member_id);
+            (known && self.record.cluster_id == Some(answer.cluster_id)).then_some((name, answer))
+        })
+    }
+
+    /// The member list of any voter on record that could read it with quorum.
+    pub fn listed(&self) -> Option<&[ListedMember]> {
+        self.known_answers().find_map(|(_, answer)| Some(answer.quorum.as_ref()?.members.as_slice()))
     }
 
     /// Alarms as etcd knows them, by the names of members.
     pub fn alarms(&self) -> Vec<(String, crate::etcd::survey::Alarm)> {
-        let quorum = self.survey.values().flatten().find_map(|answer| answer.quorum.as_ref());
+        let quorum = self.known_answers().find_map(|(_, answer)| answer.quorum.as_ref());
         let name = |id: &MemberId| {
             let known = self.record.members.iter().find(|(_, member)| *member == id);
             known.map_or_else(|| id.to_string(), |(name, _)| name.clone())

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::apply::{ApplyError, apply, write};
 use super::desired::Desired;
 use super::observe::{ObserveError, observe};
-use super::plan::{Finding, Plan, plan};
+use super::plan::{Finding, Plan};
 use super::status;
 use crate::api::cluster::{EtcdCluster, EtcdClusterStatus};
 use crate::api::condition::{READY, STALLED};
@@ -107,7 +107,7 @@ async fn pass(
         }
     };
     let observed = observe(context, &desired, object.status.as_ref()).await?;
-    let plan = plan(&desired, &observed);
+    let plan = (context.planner)(&desired, &observed);
     if let Some(record) = &plan.record {
         let after = status::recorded(&before, &desired, record);
         write_status(context, api, object, &before, after).await?;
@@ -124,6 +124,7 @@ async fn pass(
     {
         findings.insert(0, Finding::refused(&chain(error)));
     }
+    findings.extend(applied.as_ref().ok().and_then(|applied| applied.refused.clone()));
     let after = status::status(&before, &desired, &observed, &findings, context.now());
     measure(context, object, &after);
     let quiet = after.summary.as_deref() == Some("Healthy");

@@ -29,6 +29,7 @@ pub fn status(
 ) -> EtcdClusterStatus {
     let picture = Picture::of(desired, observed, findings);
     let mut status = recorded(before, desired, &observed.record);
+    status.observed_generation = Some(desired.generation);
     let members = members(observed, &picture);
     let leader = members.iter().find(|member| member.role == "leader");
     status.leader = leader.map(|member| member.name.clone());
@@ -42,7 +43,7 @@ pub fn status(
         .collect();
     status.ready_replicas = i32::try_from(picture.healthy.len()).unwrap_or_default();
     status.replicas = i32::try_from(picture.names.len()).unwrap_or_default();
-    status.ready = Some(format!("{}/{}", picture.healthy.len(), picture.names.len().max(desired.replicas)));
+    status.ready = Some(format!("{}/{}", picture.healthy.len(), picture.voters.max(desired.replicas)));
     status.members = members;
     status.authority = authority(before, observed);
     let auth = observed.credentials.auth.map(|on| if on { "Enabled" } else { "Disabled" });
@@ -53,10 +54,11 @@ pub fn status(
     status
 }
 
-/// The status before anything of it is known but the record: what is written ahead of an act.
+/// The status before anything of it is known but the record: what is written ahead of an act. It says nothing yet of
+/// the generation, so it does not count as observed: with the conditions of before, or none, it would look finished.
 pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) -> EtcdClusterStatus {
     let mut status = before.clone();
-    status.observed_generation = Some(desired.generation);
+    status.observed_generation = before.observed_generation.or(Some(-1));
     status.bootstrap.clone_from(&record.bootstrap);
     status.cluster_id = record.cluster_id.map(|id| id.to_string());
     status.selector = Some(format!("{}={}", names::CLUSTER, desired.name));
@@ -64,6 +66,7 @@ pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) 
         requested: desired.spec.version.clone(),
         resolved: desired.version.to_string(),
     });
+    status.next_serial = record.cluster_id.map(|_| record.next_serial);
     if !record.members.is_empty() {
         status.members = record
             .members
@@ -73,6 +76,7 @@ pub fn recorded(before: &EtcdClusterStatus, desired: &Desired, record: &Record) 
                 MemberStatus {
                     name: name.clone(),
                     member_id: Some(id.to_string()),
+                    joining: record.joining.contains(name),
                     ..known.unwrap_or_default()
                 }
             })
@@ -127,6 +131,8 @@ fn moved(before: Option<i64>, after: Option<i64>) -> bool {
 /// What the statements are made of.
 struct Picture<'a> {
     names: Vec<String>,
+    /// How many of them vote.
+    voters: usize,
     /// Members that answered a linearizable read just now, under the identity on record.
     healthy: Vec<(&'a str, &'a Answer)>,
     /// Members that answered at all.
@@ -156,9 +162,10 @@ impl<'a> Picture<'a> {
                 .filter(|(_, answer)| answer.quorum.is_some() && !answer.learner)
                 .map(|(name, answer)| (name.as_str(), *answer))
                 .collect(),
-            answering: answered.len(),
+            answering: answered.iter().filter(|(_, answer)| !answer.learner).count(),
             ready_pods: pods().filter(|pod| pod.ready).count(),
             served: pods().any(|pod| pod.ready && pod.voter_label),
+            voters: observed.record.voters(&desired.name),
             names,
             findings,
         }
@@ -174,6 +181,19 @@ impl<'a> Picture<'a> {
 
     fn finding(&self, member: &str) -> Option<&'a Finding> {
         self.findings.iter().find(|finding| finding.member.as_deref() == Some(member))
+    }
+
+    /// How far the change of the number of members is, and what it waits for.
+    fn scaling(&self, desired: &Desired) -> String {
+        let found = |reason: Reason| self.findings.iter().find(|finding| finding.reason == reason);
+        let state = found(Reason::Scaling).map_or_else(
+            || format!("{} of {} voters.", self.voters, desired.replicas),
+            |finding| finding.message.clone(),
+        );
+        match found(Reason::MembershipRefused) {
+            Some(refused) => format!("{state} {}", refused.message),
+            None => state,
+        }
     }
 
     /// A word for each member that is not healthy.
@@ -232,7 +252,7 @@ fn ready(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement
             ),
         };
     }
-    let (healthy, voters) = (picture.healthy.len(), picture.names.len());
+    let (healthy, voters) = (picture.healthy.len(), picture.voters);
     if healthy == 0 {
         return no_service(picture);
     }
@@ -262,7 +282,7 @@ fn ready(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement
 
 /// Nobody could read with quorum.
 fn no_service(picture: &Picture) -> Statement {
-    let (answering, voters) = (picture.answering, picture.names.len());
+    let (answering, voters) = (picture.answering, picture.voters);
     let needed = quorum(voters);
     if let Some(lost) = picture.findings.iter().find(|finding| finding.reason == Reason::AllMembersLost) {
         return say(READY, false, lost.reason, lost.message.clone());
@@ -301,8 +321,11 @@ fn no_service(picture: &Picture) -> Statement {
 
 fn all_members(desired: &Desired, picture: &Picture) -> Statement {
     let (healthy, wanted) = (picture.healthy.len(), picture.names.len().max(desired.replicas));
-    if healthy == wanted {
+    if healthy == wanted && picture.voters == desired.replicas {
         return say(ALL_MEMBERS_HEALTHY, true, Reason::Healthy, format!("All {wanted} members are healthy."));
+    }
+    if healthy == picture.voters && picture.voters != desired.replicas && healthy > 0 {
+        return say(ALL_MEMBERS_HEALTHY, false, Reason::Scaling, picture.scaling(desired));
     }
     let worst = picture.findings.iter().find(|finding| finding.member.is_some());
     let reason = worst.map_or(Reason::MemberDown, |finding| finding.reason);
@@ -315,9 +338,13 @@ fn all_members(desired: &Desired, picture: &Picture) -> Statement {
 }
 
 fn up_to_date(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement {
-    let pending = picture.findings.iter().find(|finding| {
-        matches!(finding.reason, Reason::ScalingUnsupported | Reason::RollOutPending | Reason::AuthPending)
-    });
+    let pending = picture
+        .findings
+        .iter()
+        .find(|finding| matches!(finding.reason, Reason::RollOutPending | Reason::AuthPending));
+    if observed.record.cluster_id.is_some() && picture.voters != desired.replicas {
+        return say(UP_TO_DATE, false, Reason::Scaling, picture.scaling(desired));
+    }
     if let Some(finding) = pending {
         return say(UP_TO_DATE, false, finding.reason, finding.message.clone());
     }
@@ -336,7 +363,7 @@ fn up_to_date(desired: &Desired, observed: &Observed, picture: &Picture) -> Stat
 }
 
 fn quorum_safe(picture: &Picture) -> Statement {
-    let (healthy, voters) = (picture.healthy.len(), picture.names.len());
+    let (healthy, voters) = (picture.healthy.len(), picture.voters);
     match margin(voters, healthy) {
         Some(margin) if margin > 0 => {
             say(QUORUM_SAFE, true, Reason::Healthy, format!("{margin} more of {voters} members may fail."))
@@ -512,12 +539,14 @@ fn member(observed: &Observed, picture: &Picture, name: &str) -> MemberStatus {
         _ if healthy => Reason::Healthy,
         Some(finding) => finding.reason,
         None if observed.record.cluster_id.is_none() => Reason::Bootstrapping,
+        None if observed.record.joining.contains(name) => Reason::Scaling,
         None => Reason::MemberDown,
     };
     MemberStatus {
         name: name.to_owned(),
         member_id: observed.record.members.get(name).map(ToString::to_string),
         role: role.to_owned(),
+        joining: observed.record.joining.contains(name),
         health: health.to_string(),
         message: finding.filter(|_| !healthy).map(|finding| finding.message.clone()),
         node: observed.pods.get(name).and_then(|pod| pod.node.clone()),

@@ -85,6 +85,8 @@ const MODULES: &[Module] = &[
         flags: KUBERNETES,
         c: false,
     },
+    // Behind Kubernetes, whose libraries it shares: Go has built most of it already.
+    Module { name: "helm", apart: false, packages: &["helm.sh/helm/v4/cmd/helm"], flags: SMALL, c: false },
     Module { name: "coredns", apart: false, packages: &["."], flags: SMALL, c: false },
     Module {
         name: "local-path-provisioner",

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use super::desired::Desired;
 use crate::operator::names;
 
-/// Labels of every child.
+/// Labels of every child. Not among them: `app.kubernetes.io/instance`, by which Argo CD may track what is its own. A
+/// volume has no owner, so an application of the cluster's name would take it for its own and prune it.
 pub fn labels(desired: &Desired) -> serde_json::Map<String, Value> {
     let pairs = [
         ("app.kubernetes.io/name", "etcd"),
-        ("app.kubernetes.io/instance", desired.name.as_str()),
         ("app.kubernetes.io/managed-by", "quorate"),
         (names::CLUSTER, desired.name.as_str()),
         (names::CLUSTER_UID, desired.uid.as_str()),

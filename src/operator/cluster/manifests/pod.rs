@@ -28,8 +28,10 @@ pub struct Member<'a> {
     pub token: &'a str,
     /// Incarnation of its data.
     pub incarnation: u32,
-    /// Its identity, when it is on record: then it must find its data.
+    /// Who it is, when that is known.
     pub identity: Option<(ClusterId, MemberId)>,
+    /// Whether it has been on its volume before, so that it must find its data.
+    pub has_data: bool,
     /// (term, index) below which its log counts as rolled back.
     pub high_water: Option<(u64, u64)>,
 }
@@ -44,6 +46,7 @@ pub fn template_hash(desired: &Desired) -> String {
         token: "",
         incarnation: 0,
         identity: None,
+        has_data: false,
         high_water: None,
     };
     let hash = Sha256::digest(spec(desired, &everywhere).to_string());
@@ -75,8 +78,9 @@ pub fn pod(desired: &Desired, member: &Member) -> Value {
     })
 }
 
-/// The label that lets clients in, applied onto a Pod; the UID is the premise.
-pub fn voter_label(desired: &Desired, member: &str, uid: &str) -> Value {
+/// The label that lets clients in, applied onto a Pod or taken back from it; the UID is the premise.
+pub fn voter_label(desired: &Desired, member: &str, uid: &str, serves: bool) -> Value {
+    let labels = if serves { json!({names::ROLE: names::VOTER}) } else { json!({}) };
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -84,7 +88,7 @@ pub fn voter_label(desired: &Desired, member: &str, uid: &str) -> Value {
             "name": member,
             "namespace": desired.namespace,
             "uid": uid,
-            "labels": {names::ROLE: names::VOTER},
+            "labels": labels,
         },
     })
 }
@@ -222,7 +226,7 @@ fn environment(desired: &Desired, member: &Member) -> Vec<Value> {
         variable("QUORATE_CLUSTER_UID", desired.uid.clone()),
         variable("QUORATE_MEMBER", member.name.to_owned()),
         variable("QUORATE_INCARNATION", member.incarnation.to_string()),
-        variable("QUORATE_EXPECT_STAMP", member.identity.is_some().to_string()),
+        variable("QUORATE_EXPECT_STAMP", member.has_data.to_string()),
         variable("QUORATE_GRACE_SECONDS", grace_seconds(desired).to_string()),
         variable("QUORATE_ADDRESS", desired.address(member.name)),
         json!({"name": "QUORATE_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}),

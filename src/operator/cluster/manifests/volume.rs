@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::desired::Desired;
+use super::super::observed::{Volume, VolumeState};
 use super::{labels, owner};
 use crate::api::cluster::{AccessMode, OnDelete};
 use crate::etcd::{ClusterId, MemberId};
@@ -21,7 +22,7 @@ pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
         "name": member,
         "namespace": desired.namespace,
         "labels": labels,
-        "annotations": {names::STATE: "joining", names::INCARNATION: incarnation.to_string()},
+        "annotations": {names::STATE: VolumeState::Joining.word(), names::INCARNATION: incarnation.to_string()},
     });
     let mut spec = json!({
         "accessModes": [access_mode],
@@ -33,26 +34,39 @@ pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
 }
 
-/// What is known of the member, applied onto its volume; the UID is the premise.
-pub fn record(desired: &Desired, member: &str, uid: &str, identity: Option<(ClusterId, MemberId)>) -> Value {
+/// What is known of the member, applied onto its volume; the UID is the premise. All that is ours is said every
+/// time, since server-side apply takes back what its manager no longer says.
+pub fn record(
+    desired: &Desired,
+    member: &str,
+    volume: &Volume,
+    identity: Option<(ClusterId, MemberId)>,
+    state: VolumeState,
+    size: &str,
+) -> Value {
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
     let mut metadata = json!({
         "name": member,
         "namespace": desired.namespace,
-        "uid": uid,
+        "uid": volume.uid,
         "labels": labels,
     });
     set_owner(desired, &mut metadata);
     if let (Some((cluster, id)), Some(metadata)) = (identity, metadata.as_object_mut()) {
         let annotations = json!({
-            names::STATE: "member",
+            names::STATE: state.word(),
             names::CLUSTER_ID: cluster.to_string(),
             names::MEMBER_ID: id.to_string(),
         });
         metadata.insert("annotations".to_owned(), annotations);
     }
-    json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata})
+    json!({
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata,
+        "spec": {"resources": {"requests": {"storage": size}}},
+    })
 }
 
 /// Whether the volume should go with its EtcdCluster.

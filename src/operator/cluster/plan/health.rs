@@ -3,6 +3,7 @@
 use super::super::desired::Desired;
 use super::super::manifests::pod::template_hash;
 use super::super::observed::{MemberPod, Observed};
+use super::roster::Roster;
 use super::{Finding, Plan};
 use crate::api::reason::Reason;
 use crate::etcd::survey::Alarm;
@@ -16,8 +17,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         plan.findings.extend(identity_finding(observed, &name));
     }
     plan.findings.extend(alarms(observed));
-    plan.findings.extend(unknown_members(observed));
-    plan.findings.extend(scaling(desired, observed));
+    plan.findings.extend(unknown_members(desired, observed));
     plan.findings.extend(roll_out(desired, observed));
 }
 
@@ -46,7 +46,8 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
             ),
         ));
     }
-    if observed.record.cluster_id.is_none() && pod.last_exit.is_none() {
+    let first_start = observed.record.cluster_id.is_none() || observed.record.joining.contains(name);
+    if first_start && pod.last_exit.is_none() {
         return None; // It starts for the first time: nothing is wrong yet.
     }
     let silence = observed.survey.get(name)?.as_ref().err()?;
@@ -142,41 +143,15 @@ fn alarms(observed: &Observed) -> Vec<Finding> {
         .collect()
 }
 
-/// Members that etcd lists and nobody of ours made, or that are on record and not listed.
-fn unknown_members(observed: &Observed) -> Option<Finding> {
-    let listed = observed.listed()?;
-    let on_record: Vec<_> = observed.record.members.values().collect();
-    if on_record.is_empty() {
-        return None;
-    }
-    let unknown: Vec<String> = listed
-        .iter()
-        .filter(|member| !on_record.contains(&&member.id))
-        .map(|member| member.id.to_string())
-        .collect();
-    let lost: Vec<&str> = observed
-        .record
-        .members
-        .iter()
-        .filter(|(_, id)| !listed.iter().any(|member| member.id == **id))
-        .map(|(name, _)| name.as_str())
-        .collect();
-    (!unknown.is_empty() || !lost.is_empty()).then(|| {
+/// Members that etcd lists and that nobody of ours can have made.
+fn unknown_members(desired: &Desired, observed: &Observed) -> Option<Finding> {
+    let roster = Roster::of(desired, observed)?;
+    let strangers: Vec<String> = roster.strangers.iter().map(ToString::to_string).collect();
+    (!strangers.is_empty()).then(|| {
         Finding::stalled(
             Reason::UnknownMember,
             None,
-            format!("etcd's member list differs from the record: not on record: [{}]; not in the list: [{}]. Nothing is changed. Whoever changed the list must put it back.", unknown.join(", "), lost.join(", ")),
-        )
-    })
-}
-
-fn scaling(desired: &Desired, observed: &Observed) -> Option<Finding> {
-    let members = observed.record.members.len();
-    (observed.record.cluster_id.is_some() && members != desired.replicas).then(|| {
-        Finding::stalled(
-            Reason::ScalingUnsupported,
-            None,
-            format!("spec.replicas is {}, the cluster has {members} members. This version does not change the number of members of a running cluster; they keep serving. Set spec.replicas back to {members}.", desired.replicas),
+            format!("etcd's member list has members that Quorate did not add: {}. Nobody is added, promoted or removed while they are there. Whoever added them must remove them: kubectl quorate ctl {} -- member remove ID.", strangers.join(", "), desired.name),
         )
     })
 }

@@ -2,7 +2,7 @@
 
 use super::super::desired::Desired;
 use super::super::observed::Observed;
-use super::{Plan, Premise, Step};
+use super::{Plan, Step};
 
 pub(super) fn rule(desired: &Desired, observed: &Observed) -> Option<Plan> {
     if observed.record.cluster_id.is_some() {
@@ -14,12 +14,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed) -> Option<Plan> {
     });
     if let Some((name, pod)) = pod {
         let why = "it belongs to a first start that was begun anew".to_owned();
-        return Some(step(Step::DeletePod(Premise {
-            name: name.clone(),
-            uid: pod.uid.clone(),
-            resource_version: pod.resource_version.clone(),
-            why,
-        })));
+        return Some(step(Step::DeletePod(pod.premise(name, why))));
     }
     // One that carries an identity stays: whoever looks for the cause of a failed first start will want it.
     let (name, volume) = observed.volumes.iter().find(|(name, volume)| {
@@ -29,12 +24,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed) -> Option<Plan> {
             && !volume.deleting
     })?;
     let why = "it belongs to a first start that was begun anew and never held a member".to_owned();
-    Some(step(Step::DeleteVolume(Premise {
-        name: name.clone(),
-        uid: volume.uid.clone(),
-        resource_version: volume.resource_version.clone(),
-        why,
-    })))
+    Some(step(Step::DeleteVolume(volume.premise(name, why), None)))
 }
 
 fn step(step: Step) -> Plan {

@@ -1,13 +1,18 @@
 //! Each member's volume and Pod.
 
+use std::collections::BTreeSet;
+
 use super::super::credentials::LeafState;
 use super::super::desired::Desired;
 use super::super::manifests::{pod as pods, volume as volumes};
-use super::super::observed::{MemberPod, Observed, Volume};
-use super::{Ensure, Finding, Plan, Premise, Step, is_ours};
+use super::super::observed::{MemberPod, Observed, Volume, VolumeState};
+use super::membership::{Joiners, learners_at_once, leaving};
+use super::roster::Roster;
+use super::{Ensure, Finding, Plan, Step, is_ours};
 use crate::api::reason::Reason;
-use crate::etcd::flags::{InitialState, PEER_PORT, url};
+use crate::etcd::flags::InitialState;
 use crate::etcd::identity::bootstrap_member_id;
+use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
 
 pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
@@ -21,30 +26,85 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         ));
         return;
     }
+    let look = Look { desired, observed, roster: Roster::of(desired, observed) };
     for name in &names {
-        member(desired, observed, name, &names, plan);
+        member(&look, name, plan);
+    }
+    for name in look.waiting_for_their_turn() {
+        member(&look, &name, plan);
     }
 }
 
-fn member(desired: &Desired, observed: &Observed, name: &str, all: &[String], plan: &mut Plan) {
-    let pod = observed.pods.get(name);
+/// What every rule about one member looks at.
+struct Look<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    roster: Option<Roster<'a>>,
+}
+
+impl Look<'_> {
+    /// Members that join and are not in the list yet, whose Pods are made ahead: only where etcd takes one learner at
+    /// a time, so that the second one is no slower for it.
+    fn waiting_for_their_turn(&self) -> Vec<String> {
+        let Some(roster) = &self.roster else { return Vec::new() };
+        if learners_at_once(self.desired, roster) > 1 || !roster.all_healthy() || roster.learners.is_empty() {
+            return Vec::new();
+        }
+        let joiners = Joiners::of(self.desired, self.observed, roster);
+        joiners.names.into_iter().filter(|name| roster.seat(name).is_none()).collect()
+    }
+
+    fn joins(&self, name: &str) -> bool {
+        let record = &self.observed.record;
+        record.joining.contains(name) || (record.cluster_id.is_some() && !record.members.contains_key(name))
+    }
+
+    /// The members that a Pod is told to join. It matters to one without data only, and must be the list at that
+    /// moment, member for member (`ValidateClusterAndAssignIDs`).
+    fn initial(&self, name: &str) -> Option<Vec<String>> {
+        if !self.joins(name) {
+            return Some(self.observed.record.member_names(&self.desired.name));
+        }
+        let mut names = self.roster.as_ref()?.names();
+        names.insert(name.to_owned());
+        Some(names.into_iter().collect())
+    }
+
+    /// Whether it votes, or has all that it needs to be promoted next.
+    fn will_vote(&self, name: &str) -> bool {
+        let learner = self.roster.as_ref().and_then(|roster| Some((roster, roster.seat(name)?)));
+        !self.joins(name) || learner.is_some_and(|(roster, seat)| roster.has_caught_up(self.observed, seat))
+    }
+
+    /// Whether clients may be let in: a voter by the list itself, and on record, and not about to leave. `None`: nobody
+    /// can tell now.
+    fn serves(&self, name: &str, volume: &Volume) -> Option<bool> {
+        let roster = self.roster.as_ref()?;
+        let known =
+            volume.identity.is_some_and(|(_, id)| self.observed.record.members.get(name) == Some(&id));
+        let votes = roster.voters.iter().any(|seat| seat.name == name);
+        let leaves = leaving(self.desired, roster).iter().any(|seat| seat.name == name);
+        Some(known && votes && !leaves)
+    }
+}
+
+fn member(look: &Look, name: &str, plan: &mut Plan) {
     // A Pod that waits for a volume that is not to be had waits in vain, but harms nobody.
-    let Some(volume) = usable_volume(desired, observed, name, plan) else { return };
-    record_identity(desired, observed, name, volume, plan);
-    match pod {
-        None => create(desired, observed, name, all, volume, plan),
-        Some(pod) => existing(desired, observed, name, pod, volume, plan),
+    let Some(volume) = usable_volume(look, name, plan) else { return };
+    record(look, name, volume, plan);
+    match look.observed.pods.get(name) {
+        None => create(look, name, volume, plan),
+        Some(pod) => existing(look, name, pod, volume, plan),
     }
 }
 
 /// The member's volume, if a Pod may be put on it; makes one where none was ever recorded.
-fn usable_volume<'a>(
-    desired: &Desired,
-    observed: &'a Observed,
-    name: &str,
-    plan: &mut Plan,
-) -> Option<&'a Volume> {
+fn usable_volume<'a>(look: &Look<'a>, name: &str, plan: &mut Plan) -> Option<&'a Volume> {
+    let Look { desired, observed, .. } = look;
     let Some(volume) = observed.volumes.get(name) else {
+        if look.joins(name) {
+            return None; // It never voted: `membership` removes it and takes another.
+        }
         if observed.record.cluster_id.is_some() {
             plan.findings.push(Finding::stalled(
                 Reason::VolumeMissing,
@@ -69,11 +129,13 @@ fn usable_volume<'a>(
         ));
         return None;
     }
-    if volume.deleting && volume.identity.is_none() {
+    if volume.deleting && (volume.identity.is_none() || look.joins(name)) {
         plan.findings.push(Finding::waiting(
             Reason::VolumeTerminating,
             Some(name),
-            format!("The volume {name}, which never held data, is being deleted; a new one is made when it is gone."),
+            format!(
+                "The volume {name}, whose member has not voted yet, is being deleted; a new one is made."
+            ),
         ));
         return None;
     }
@@ -88,67 +150,95 @@ fn usable_volume<'a>(
     Some(volume)
 }
 
-/// Takes over the volume of an adopted member, and notes a member's identity as soon as it has reported it.
-fn record_identity(desired: &Desired, observed: &Observed, name: &str, volume: &Volume, plan: &mut Plan) {
-    let mut apply = |identity| {
-        let manifest = volumes::record(desired, name, &volume.uid, identity);
+/// Keeps what is known of the member on its volume: whose it is, who it is as soon as it has said so, whether it
+/// votes, and the size that is asked for.
+fn record(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
+    let Look { desired, observed, .. } = look;
+    let identity = volume.identity.or_else(|| reported_identity(look, name, plan));
+    let votes = volume.state == VolumeState::Member || look.will_vote(name);
+    let state = if identity.is_some() && votes { VolumeState::Member } else { VolumeState::Joining };
+    let size = size(desired, observed, name, volume, plan);
+    let known = volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
+        && volume.owned == volumes::is_owned(desired)
+        && volume.identity == identity
+        && volume.state == state
+        && volume.requested == size;
+    if !known {
+        let manifest = volumes::record(desired, name, volume, identity, state, &size);
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
-    };
-    if let Some(identity) = volume.identity {
-        let taken_over = volume.cluster_uid.as_deref() != Some(desired.uid.as_str());
-        if taken_over || volume.owned != volumes::is_owned(desired) {
-            apply(Some(identity));
-        }
-        return;
-    }
-    if volume.owned != volumes::is_owned(desired) {
-        apply(None);
-    }
-    let (Some(Ok(answer)), Some(bootstrap)) = (observed.survey.get(name), &observed.record.bootstrap) else {
-        return;
-    };
-    let peer_url = url(desired.tls(), &desired.address(name), PEER_PORT);
-    let expected = bootstrap_member_id(&peer_url, &bootstrap.token);
-    if answer.member_id == expected {
-        apply(Some((answer.cluster_id, answer.member_id)));
-    } else {
-        plan.findings.push(Finding::stalled(
-            Reason::ClusterIDMismatch,
-            Some(name),
-            format!("{name} says that it is member {} of cluster {}, but its first start makes it {expected}. It is not put on record and serves nobody. Look at how it was started.", answer.member_id, answer.cluster_id),
-        ));
     }
 }
 
+/// Who the member says that it is, if that is who it must be: by the hash of a first start, or by the member list.
+fn reported_identity(look: &Look, name: &str, plan: &mut Plan) -> Option<(ClusterId, MemberId)> {
+    let Look { desired, observed, roster } = look;
+    let answer = observed.survey.get(name)?.as_ref().ok()?;
+    let expected = match observed.record.cluster_id {
+        Some(_) => roster.as_ref()?.seat(name)?.id,
+        None => bootstrap_member_id(&desired.peer_url(name), &observed.record.bootstrap.as_ref()?.token),
+    };
+    let another_cluster = observed.record.cluster_id.is_some_and(|cluster| cluster != answer.cluster_id);
+    if answer.member_id == expected && !another_cluster {
+        return Some((answer.cluster_id, answer.member_id));
+    }
+    plan.findings.push(Finding::stalled(
+        Reason::ClusterIDMismatch,
+        Some(name),
+        format!("{name} says that it is member {} of cluster {}, but it must be {expected}. It is not put on record and serves nobody. Look at how it was started.", answer.member_id, answer.cluster_id),
+    ));
+    None
+}
+
+/// The size to ask for: the spec's, where the volume can grow to it.
+fn size(desired: &Desired, observed: &Observed, name: &str, volume: &Volume, plan: &mut Plan) -> String {
+    let wanted = &desired.spec.storage.size;
+    if !volume.is_smaller_than(desired) || !volume.bound {
+        return volume.requested.clone();
+    }
+    let class = volume.storage_class.as_deref().unwrap_or_default();
+    if observed.expandable_classes.contains(class) {
+        plan.findings.push(Finding::waiting(
+            Reason::VolumeGrowing,
+            Some(name),
+            format!("The volume {name} grows from {} to {wanted}.", volume.requested),
+        ));
+        return wanted.clone();
+    }
+    plan.findings.push(Finding::stalled(
+        Reason::VolumeCannotGrow,
+        Some(name),
+        format!("The volume {name} has {}, spec.storage.size is {wanted}, but its storage class {class} does not allow to expand volumes. The member goes on with what it has; new members get {wanted}. Set spec.storage.size back, or allow volume expansion in the class.", volume.requested),
+    ));
+    volume.requested.clone()
+}
+
 /// Puts a Pod on the volume, once its certificates are there.
-fn create(
-    desired: &Desired,
-    observed: &Observed,
-    name: &str,
-    all: &[String],
-    volume: &Volume,
-    plan: &mut Plan,
-) {
+fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
+    let Look { desired, observed, roster } = look;
     if desired.tls() && !certificates_exist(observed, name) {
         return;
     }
-    let Some(bootstrap) = &observed.record.bootstrap else { return };
+    let (Some(bootstrap), Some(initial)) = (&observed.record.bootstrap, look.initial(name)) else { return };
     let anyone_on_record = observed.record.cluster_id.is_some()
-        || all.iter().any(|name| observed.volumes.get(name).is_some_and(|volume| volume.identity.is_some()));
+        || initial
+            .iter()
+            .any(|name| observed.volumes.get(name).is_some_and(|volume| volume.identity.is_some()));
+    let listed = || Some((observed.record.cluster_id?, roster.as_ref()?.seat(name)?.id));
     let manifest = pods::pod(
         desired,
         &pods::Member {
             name,
-            initial: all,
+            initial: &initial,
             state: if anyone_on_record { InitialState::Existing } else { InitialState::New },
             token: &bootstrap.token,
             incarnation: volume.incarnation,
-            identity: volume.identity,
+            identity: volume.identity.or_else(listed),
+            has_data: volume.identity.is_some(),
             high_water: volume.identity.and(observed.record.high_water.get(name).copied()),
         },
     );
     plan.ensure.push(Ensure::Create { kind: "Pod", manifest });
-    if observed.record.cluster_id.is_some() {
+    if observed.record.cluster_id.is_some() && !look.joins(name) {
         plan.findings.push(Finding::waiting(
             Reason::Recovering,
             Some(name),
@@ -162,14 +252,8 @@ fn certificates_exist(observed: &Observed, member: &str) -> bool {
     matches!(leaf, Some(LeafState::Good(_) | LeafState::Unjudged))
 }
 
-fn existing(
-    desired: &Desired,
-    observed: &Observed,
-    name: &str,
-    pod: &MemberPod,
-    volume: &Volume,
-    plan: &mut Plan,
-) {
+fn existing(look: &Look, name: &str, pod: &MemberPod, volume: &Volume, plan: &mut Plan) {
+    let Look { desired, observed, .. } = look;
     if pod.owner_uid.as_deref() != Some(desired.uid.as_str()) {
         plan.findings.push(Finding::waiting(
             Reason::Deleting,
@@ -186,11 +270,11 @@ fn existing(
         ));
         return;
     }
-    if observed.record.cluster_id.is_some() && volume.identity.is_some() && !pod.voter_label {
-        let manifest = pods::voter_label(desired, name, &pod.uid);
+    if let Some(serves) = look.serves(name, volume).filter(|serves| *serves != pod.voter_label) {
+        let manifest = pods::voter_label(desired, name, &pod.uid, serves);
         plan.ensure.push(Ensure::Apply { kind: "Pod", manifest });
     }
-    if let Some(why) = replaceable(desired, observed, name, pod, volume) {
+    if let Some(why) = replaceable(look, name, pod, volume, observed) {
         plan.step.get_or_insert(why);
     }
 }
@@ -206,39 +290,39 @@ fn has_wrong_class(desired: &Desired, observed: &Observed, volume: &Volume) -> b
 
 /// A Pod that serves nobody and would do better if it were made anew.
 fn replaceable(
-    desired: &Desired,
-    observed: &Observed,
+    look: &Look,
     name: &str,
     pod: &MemberPod,
     volume: &Volume,
+    observed: &Observed,
 ) -> Option<Step> {
-    let premise = |why: String| Premise {
-        name: name.to_owned(),
-        uid: pod.uid.clone(),
-        resource_version: pod.resource_version.clone(),
-        why,
-    };
+    let desired = look.desired;
     if pod.ended() {
-        return Some(Step::DeletePod(premise(format!(
-            "it has ended ({}); a new one is made on its volume",
-            pod.phase
-        ))));
+        let why = format!("it has ended ({}); a new one is made on its volume", pod.phase);
+        return Some(Step::DeletePod(pod.premise(name, why)));
     }
     let answers = observed.survey.get(name).is_some_and(Result::is_ok);
     if pod.ready || answers {
         return None;
     }
+    if has_wrong_class(desired, observed, volume) {
+        let why = "it was never bound, and the spec names another storage class now".to_owned();
+        return Some(Step::DeleteVolume(volume.premise(name, why), None));
+    }
+    // A learner without data can only join the members that it was told of.
+    let behind = look.joins(name)
+        && volume.identity.is_none()
+        && look
+            .initial(name)
+            .is_some_and(|initial| initial.into_iter().collect::<BTreeSet<_>>() != pod.initial);
+    if behind {
+        let why = "it is to join, and the member list has changed since it was made".to_owned();
+        return Some(Step::DeletePod(pod.premise(name, why)));
+    }
     let cannot_start = !pod.running || observed.record.cluster_id.is_none();
     let outdated = pod.template.as_deref() != Some(pods::template_hash(desired).as_str());
-    if has_wrong_class(desired, observed, volume) {
-        return Some(Step::DeleteVolume(Premise {
-            name: name.to_owned(),
-            uid: volume.uid.clone(),
-            resource_version: volume.resource_version.clone(),
-            why: "it was never bound, and the spec names another storage class now".to_owned(),
-        }));
-    }
     (outdated && cannot_start).then(|| {
-        Step::DeletePod(premise("it cannot start, and the spec has changed since it was made".to_owned()))
+        let why = "it cannot start, and the spec has changed since it was made".to_owned();
+        Step::DeletePod(pod.premise(name, why))
     })
 }

@@ -9,23 +9,33 @@
 //! 4. [`surroundings`]: certificates, Services, PodDisruptionBudget, ConfigMap
 //! 5. [`members`]: volumes and Pods. Missing Pods are made all at once, also without quorum: a Pod on an
 //!    existing volume can only help. At most one Pod or volume is deleted in a pass, and none that serves.
-//! 6. [`restart`]: members that must start anew to trust the right authorities
-//! 7. [`health`]: what is left to tell
+//! 6. [`retire`]: Pods and volumes of those who have left
+//! 7. [`membership`]: who joins, who leaves; its states and invariants stand there
+//! 8. [`restart`]: members that must start anew to trust the right authorities
+//! 9. [`health`]: what is left to tell
+//!
+//! One [`Step`] at most comes out of it, the first that a rule asks for.
 
 mod health;
 mod leftovers;
 mod members;
+pub(super) mod membership;
 mod records;
 mod restart;
+mod retire;
+pub(super) mod roster;
 mod surroundings;
 
 use serde_json::Value;
 
 use super::credentials::Leaf;
 use super::desired::Desired;
-use super::observed::{Observed, Record, Volume};
-use super::rotation::Change;
+use super::observed::{MemberPod, Observed, Record, Volume};
+use super::rotation;
 use crate::api::reason::Reason;
+use crate::etcd::membership::Call;
+use crate::etcd::survey::ListedMember;
+use crate::etcd::{ClusterId, MemberId};
 
 /// What to do, and what there is to tell.
 #[derive(Debug, Default, PartialEq)]
@@ -48,7 +58,7 @@ pub enum Ensure {
     /// The Secret of a leaf.
     Leaf(Leaf),
     /// The next stage of the authorities' replacement.
-    ChangeAuthority(Change),
+    ChangeAuthority(rotation::Change),
     /// Makes a kubelet look at a Pod whose Secret holds new certificates.
     Touch {
         /// Name of the Pod.
@@ -76,17 +86,48 @@ pub enum Ensure {
     },
 }
 
-/// An act that takes something away, with the premise under which it is right: exactly this object, unchanged.
-#[derive(Debug, PartialEq)]
+/// An act that takes something away or changes who votes, with the premise under which it is right.
+#[derive(Clone, Debug, PartialEq)]
 pub enum Step {
     /// Deletes a Pod.
     DeletePod(Premise),
-    /// Deletes a volume that has never held a member's data.
-    DeleteVolume(Premise),
+    /// Deletes a volume that has never held a member's data, or whose member is provably none any more.
+    DeleteVolume(Premise, Option<Unlisted>),
+    /// Changes etcd's member list, or moves leadership.
+    Change(Change),
+}
+
+/// Evidence that a volume's member is none: asked for once more before the volume is deleted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unlisted {
+    /// The member to ask.
+    pub via: String,
+    /// The URL that nobody may have.
+    pub peer_url: String,
+    /// The ID that nobody may have.
+    pub id: Option<MemberId>,
+}
+
+/// Calls to etcd, with the member list and the leader for which they are right. They are made one right after the
+/// other: between two promotions or two removals the number of voters is even.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The member to ask: the leader, when it is known.
+    pub via: String,
+    /// What to ask for.
+    pub calls: Vec<Call>,
+    /// The cluster.
+    pub cluster_id: ClusterId,
+    /// Its member list.
+    pub members: Vec<ListedMember>,
+    /// Its leader.
+    pub leader: Option<MemberId>,
+    /// Why, for the event.
+    pub why: String,
 }
 
 /// The object that a step is about, as it was when the step was decided.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Premise {
     /// Its name.
     pub name: String,
@@ -140,10 +181,28 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let mut plan = Plan::default();
     surroundings::rule(desired, observed, &mut plan);
     members::rule(desired, observed, &mut plan);
+    retire::rule(desired, observed, &mut plan);
+    membership::rule(desired, observed, &mut plan);
     restart::rule(desired, observed, &mut plan);
     health::rule(desired, observed, &mut plan);
     plan.findings.sort_by_key(|finding| !finding.stalled);
     plan
+}
+
+impl MemberPod {
+    /// This very Pod, as it is now.
+    fn premise(&self, name: &str, why: String) -> Premise {
+        let (uid, resource_version) = (self.uid.clone(), self.resource_version.clone());
+        Premise { name: name.to_owned(), uid, resource_version, why }
+    }
+}
+
+impl Volume {
+    /// This very volume, as it is now.
+    fn premise(&self, name: &str, why: String) -> Premise {
+        let (uid, resource_version) = (self.uid.clone(), self.resource_version.clone());
+        Premise { name: name.to_owned(), uid, resource_version, why }
+    }
 }
 
 /// Whether a volume may be used: it is this EtcdCluster's, or was taken over by it.

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::desired::Desired;
-use super::super::observed::{Observed, Record, Volume};
+use super::super::observed::{Observed, Record, Volume, VolumeState};
+use super::roster::Roster;
 use super::{Finding, Plan, is_ours};
 use crate::api::cluster::BootstrapStatus;
 use crate::api::reason::Reason;
@@ -20,7 +21,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed) -> Option<Plan> {
         return Some(taken_over(desired, observed).unwrap_or_else(|| first_start(desired, observed)));
     };
     if record.cluster_id.is_some() {
-        return None;
+        return changed(desired, observed);
     }
     begun_anew(desired, observed, bootstrap).or_else(|| formed(desired, observed))
 }
@@ -61,8 +62,15 @@ fn stop(reason: Reason, message: String) -> Plan {
 /// No first start on record, but volumes that hold members: of the UID that `quorate.dev/adopt` names, or of our
 /// own (the status was lost). They are the cluster.
 fn taken_over(desired: &Desired, observed: &Observed) -> Option<Plan> {
+    // Those that have left the cluster, or never voted in it, are none of its members.
+    let is_member = |volume: &Volume| match volume.state {
+        VolumeState::Member => true,
+        VolumeState::Joining => volume.identity.is_none(),
+        VolumeState::Retired => false,
+    };
     let of = |uid: &str| -> BTreeMap<&String, &Volume> {
-        observed.volumes.iter().filter(|(_, volume)| volume.cluster_uid.as_deref() == Some(uid)).collect()
+        let of_uid = |volume: &Volume| volume.cluster_uid.as_deref() == Some(uid);
+        observed.volumes.iter().filter(|(_, volume)| of_uid(volume) && is_member(volume)).collect()
     };
     let own: BTreeMap<_, _> =
         of(&desired.uid).into_iter().filter(|(_, volume)| volume.identity.is_some()).collect();
@@ -97,7 +105,7 @@ fn taken_over(desired: &Desired, observed: &Observed) -> Option<Plan> {
     }
     let serials = members.keys().filter_map(|name| names::serial(&desired.name, name)).collect();
     let bootstrap = BootstrapStatus { incarnation: 0, serials, token: token(desired, 0) };
-    Some(store(Record { bootstrap: Some(bootstrap), cluster_id, members, high_water: BTreeMap::new() }))
+    Some(store(Record { bootstrap: Some(bootstrap), cluster_id, members, ..Record::default() }))
 }
 
 /// A first start that was never recorded and cannot go on is begun anew, beside what it left. Nothing was
@@ -148,4 +156,22 @@ fn formed(desired: &Desired, observed: &Observed) -> Option<Plan> {
     }
     cluster_id?;
     Some(store(Record { cluster_id, members, ..observed.record.clone() }))
+}
+
+/// Who etcd says is a member, and the numbers that are used up: on record before anything is done about them.
+fn changed(desired: &Desired, observed: &Observed) -> Option<Plan> {
+    let record = &observed.record;
+    let mut new = record.clone();
+    if let Some(roster) = Roster::of(desired, observed).filter(|roster| roster.strangers.is_empty()) {
+        new.members = roster.seats().map(|seat| (seat.name.clone(), seat.id)).collect();
+        new.joining = roster.learners.iter().map(|seat| seat.name.clone()).collect();
+        // A name that means another member now has no mark yet.
+        new.high_water.retain(|name, _| new.members.get(name) == record.members.get(name));
+    }
+    let used = observed.volumes.keys().chain(observed.pods.keys()).chain(new.members.keys());
+    let highest = used.filter_map(|name| names::serial(&desired.name, name)).max();
+    new.next_serial = record.next_serial.max(highest.map_or(0, |highest| highest + 1));
+    let same = (&new.members, &new.joining, new.next_serial)
+        == (&record.members, &record.joining, record.next_serial);
+    (!same).then(|| store(new))
 }

@@ -1,10 +1,12 @@
 //! Certificates, Services, PodDisruptionBudget, ConfigMap and etcd's auth.
 
-use super::super::credentials::{LeafState, Problem, SecretState, wanted};
+use super::super::credentials::{LeafState, Problem, SecretState, holders, wanted};
 use super::super::desired::Desired;
 use super::super::manifests::{network, says_all};
 use super::super::observed::Observed;
 use super::super::rotation;
+use super::membership::{is_promotion_next, next_size};
+use super::roster::Roster;
 use super::{Ensure, Finding, Plan};
 use crate::api::reason::Reason;
 use crate::operator::names;
@@ -18,8 +20,8 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     } else {
         None
     };
-    let members = observed.record.member_names(&desired.name);
-    for (kind, manifest) in network::all(desired, members.len(), trust.as_deref()) {
+    let voters = voters_to_protect(desired, observed);
+    for (kind, manifest) in network::all(desired, voters, trust.as_deref()) {
         let name = manifest.pointer("/metadata/name").and_then(serde_json::Value::as_str).unwrap_or_default();
         let found = observed.children.get(&(kind, name.to_owned()));
         if !found.is_some_and(|found| says_all(&manifest, found)) {
@@ -28,6 +30,15 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     }
     touches(desired, observed, plan);
     auth(desired, observed, plan);
+}
+
+/// As many as vote now or after the step that is next, whichever is more; from the record while nobody can tell.
+fn voters_to_protect(desired: &Desired, observed: &Observed) -> usize {
+    let Some(roster) = Roster::of(desired, observed) else { return observed.record.voters(&desired.name) };
+    let now = roster.voters.len();
+    let next =
+        if is_promotion_next(desired, observed, &roster) { next_size(now, desired.replicas) } else { now };
+    now.max(next)
 }
 
 /// Authorities are made once, before anything trusts them, and replaced step by step; leafs as often as needed.
@@ -46,7 +57,7 @@ fn certificates(desired: &Desired, observed: &Observed, plan: &mut Plan) -> Opti
     match &observed.credentials.authority {
         SecretState::Usable(authority) => {
             leafs(desired, observed, plan);
-            let members = observed.record.member_names(&desired.name);
+            let members = holders(desired, &observed.record, &observed.volumes);
             // Before the cluster is on record there is nobody to ask what it trusts.
             let formed = observed.record.cluster_id.is_some();
             let change = rotation::due(desired, &observed.credentials, &members).filter(|_| formed);
@@ -69,8 +80,7 @@ fn certificates(desired: &Desired, observed: &Observed, plan: &mut Plan) -> Opti
 }
 
 fn leafs(desired: &Desired, observed: &Observed, plan: &mut Plan) {
-    let members = observed.record.member_names(&desired.name);
-    for leaf in wanted(desired, &members) {
+    for leaf in wanted(desired, &holders(desired, &observed.record, &observed.volumes)) {
         match observed.credentials.leafs.get(&leaf.secret) {
             Some(LeafState::Good(_) | LeafState::Unjudged) => {}
             Some(LeafState::Renew(_)) | None => plan.ensure.push(Ensure::Leaf(leaf)),
@@ -81,7 +91,7 @@ fn leafs(desired: &Desired, observed: &Observed, plan: &mut Plan) {
 /// Hastens what nodes do by themselves within two minutes. A Pod that is younger than its certificates has mounted
 /// them.
 fn touches(desired: &Desired, observed: &Observed, plan: &mut Plan) {
-    for name in &observed.record.member_names(&desired.name) {
+    for name in &holders(desired, &observed.record, &observed.volumes) {
         let (Some(stored), Some(pod)) = (observed.credentials.stored.get(name), observed.pods.get(name))
         else {
             continue;

@@ -1,0 +1,362 @@
+//! Grow and shrink: the only rules that change etcd's member list.
+//!
+//! # States
+//!
+//! With V voters and L learners in the list (a linearizable read of it, never the spec or Pods) and W wanted:
+//!
+//! | list | wanted | what is done |
+//! |---|---|---|
+//! | V = W, L = 0 | | nothing |
+//! | V odd | W > V | a pair joins: two volumes, two learners, two Pods; when both are level, both are promoted back to back |
+//! | V even | W > V | a promotion was interrupted: the one that is missing joins or is promoted |
+//! | V odd | W < V | a pair leaves: labels, leadership, two removals back to back; Pods and volumes after that |
+//! | V even | W < V | one leaves |
+//! | | | a learner that nobody wants (any more), or that will never be level, is removed before all else |
+//!
+//! Everything is derived from what is there, so a crash between any two acts, or an edit, is just another row: a
+//! half-done add is recognised by its peer URL and finished or rolled back, and the newest spec wins. 1→5 and 7→3 pass
+//! through 3 and 5. etcd 3.5 allows one learner: there the second one's Pod waits, scheduled and with its volume
+//! bound, while the first is promoted.
+//!
+//! # What must hold (numbers of `reliability.md`)
+//!
+//! - I-1: a healthy voter is removed only when all are healthy; one that is down only after its process was stopped,
+//!   and only while the others have quorum with it counted. A promotion starts only when the voters that are healthy
+//!   afterwards exceed the new quorum.
+//! - I-2: one step in a pass, none while another is planned, none while a voter is down for a reason of its own (but
+//!   its own removal).
+//! - I-4: nobody is promoted before its ID is on its volume and in the status.
+//! - I-8: a leader leaves only after it has handed over.
+//! - I-10: a removed name is never used again: numbers only rise.
+//! - Evictions: the PodDisruptionBudget is raised before a promotion; a voter that leaves loses its label before, and
+//!   the budget's own count is seen to follow.
+
+use super::super::desired::Desired;
+use super::super::manifests::volume as volumes;
+use super::super::observed::{Observed, Volume, VolumeState};
+use super::roster::{Roster, Seat};
+use super::{Change, Ensure, Finding, Plan, Step, is_ours};
+use crate::api::reason::Reason;
+use crate::etcd::MemberId;
+use crate::etcd::membership::Call;
+use crate::etcd::quorum::quorum;
+use crate::operator::names;
+
+/// The next safe number of voters on the way from `voters` to `wanted`: odd, and at most two away.
+pub(in super::super) fn next_size(voters: usize, wanted: usize) -> usize {
+    let odd = voters % 2 == 1;
+    match voters.cmp(&wanted) {
+        std::cmp::Ordering::Equal => voters,
+        std::cmp::Ordering::Less => voters + if odd { 2 } else { 1 },
+        std::cmp::Ordering::Greater => voters - if odd { 2 } else { 1 },
+    }
+}
+
+/// Who joins: learners in the list first, then volumes that wait for a member.
+pub(in super::super) struct Joiners<'a> {
+    /// Names, by serial, as many as are wanted and known of.
+    pub(in super::super) names: Vec<String>,
+    /// How many more have to be found.
+    pub(in super::super) lacking: usize,
+    /// Learners that are not wanted, and why.
+    pub(in super::super) unwanted: Vec<(&'a Seat<'a>, String)>,
+}
+
+impl<'a> Joiners<'a> {
+    pub(in super::super) fn of(desired: &Desired, observed: &Observed, roster: &'a Roster<'a>) -> Self {
+        let room = next_size(roster.voters.len(), desired.replicas).saturating_sub(roster.voters.len());
+        let (mut names, mut unwanted) = (Vec::new(), Vec::new());
+        for learner in &roster.learners {
+            match learner.ruin() {
+                Some(why) => unwanted.push((learner, why)),
+                None if names.len() < room => names.push(learner.name.clone()),
+                None => unwanted.push((learner, "nobody wants it any more".to_owned())),
+            }
+        }
+        let mut waiting: Vec<(i32, &String)> = observed
+            .volumes
+            .iter()
+            .filter(|(name, volume)| roster.seat(name).is_none() && waits_for_a_member(desired, volume))
+            .filter_map(|(name, _)| Some((names::serial(&desired.name, name)?, name)))
+            .collect();
+        waiting.sort_unstable();
+        names.extend(waiting.into_iter().take(room - names.len()).map(|(_, name)| name.clone()));
+        Self { lacking: room - names.len(), names, unwanted }
+    }
+}
+
+fn waits_for_a_member(desired: &Desired, volume: &Volume) -> bool {
+    is_ours(desired, volume)
+        && volume.state == VolumeState::Joining
+        && volume.identity.is_none()
+        && !volume.deleting
+}
+
+/// How many learners etcd takes at once: two since 3.6, if all members run it.
+pub(in super::super) fn learners_at_once(desired: &Desired, roster: &Roster) -> usize {
+    let old = roster.seats().filter_map(|seat| seat.answer).any(|answer| answer.version.starts_with("3.5."));
+    if old || desired.version.minor == crate::etcd::version::Minor::V3_5 { 1 } else { 2 }
+}
+
+/// Whether the promotion of those that join is next, so that the PodDisruptionBudget must count them already.
+pub(in super::super) fn is_promotion_next(desired: &Desired, observed: &Observed, roster: &Roster) -> bool {
+    let joiners = Joiners::of(desired, observed, roster);
+    !ready_to_vote(desired, observed, roster, &joiners).is_empty()
+}
+
+pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    let Some(roster) = Roster::of(desired, observed) else { return };
+    if !roster.strangers.is_empty() || !roster.has_quorum() {
+        return; // `health` tells.
+    }
+    let joiners = Joiners::of(desired, observed, &roster);
+    if let Some((learner, why)) = joiners.unwanted.first() {
+        let why = format!("the learner {} is removed: {why}", learner.name);
+        change(&roster, plan, vec![Call::Remove(learner.id)], why);
+        return;
+    }
+    match roster.voters.len().cmp(&desired.replicas) {
+        std::cmp::Ordering::Less => grow(desired, observed, &roster, &joiners, plan),
+        std::cmp::Ordering::Greater => shrink(desired, observed, &roster, plan),
+        std::cmp::Ordering::Equal => forget_alarms(&roster, observed, plan),
+    }
+}
+
+fn change(roster: &Roster, plan: &mut Plan, calls: Vec<Call>, why: String) {
+    let Some(speaker) = roster.speaker() else { return };
+    let step = Step::Change(Change {
+        via: speaker.name.clone(),
+        calls,
+        cluster_id: roster.cluster_id,
+        members: roster.listed.to_vec(),
+        leader: roster.leader,
+        why,
+    });
+    plan.step.get_or_insert(step);
+}
+
+fn waiting(plan: &mut Plan, reason: Reason, message: String) {
+    plan.findings.push(Finding { reason, member: None, message, stalled: false });
+}
+
+fn grow(desired: &Desired, observed: &Observed, roster: &Roster, joiners: &Joiners, plan: &mut Plan) {
+    let voters = roster.voters.len();
+    let under_way = voters % 2 == 0;
+    // At an even number one more voter is a repair; everything else waits until all are well.
+    let safe = if under_way { roster.healthy() + 1 > quorum(voters + 1) } else { roster.all_healthy() };
+    if !safe {
+        let healthy = roster.healthy();
+        waiting(
+            plan,
+            Reason::Scaling,
+            format!(
+                "{voters} of {} voters: growth waits, since only {healthy} of the {voters} voters are healthy. It goes on by itself when all are.",
+                desired.replicas
+            ),
+        );
+        return;
+    }
+    new_volumes(desired, observed, joiners, plan);
+    let limit = learners_at_once(desired, roster);
+    let new: Vec<String> = joiners
+        .names
+        .iter()
+        .filter(|name| roster.seat(name).is_none() && observed.volumes.contains_key(*name))
+        .map(|name| desired.peer_url(name))
+        .take(limit.saturating_sub(roster.learners.len()))
+        .collect();
+    // A pair is added whole, so that the first one's Pod knows the second one.
+    let pair_is_known = joiners.lacking == 0 || limit == 1;
+    if !new.is_empty() && pair_is_known {
+        let calls = new.into_iter().map(Call::AddLearner).collect();
+        change(
+            roster,
+            plan,
+            calls,
+            format!(
+                "{voters} of {} voters: {} join as learners",
+                desired.replicas,
+                joiners.names.join(" and ")
+            ),
+        );
+        return;
+    }
+    let ready = ready_to_vote(desired, observed, roster, joiners);
+    if !ready.is_empty() && budget_covers(desired, observed, voters + ready.len()) {
+        let calls = ready.into_iter().map(Call::Promote).collect();
+        change(
+            roster,
+            plan,
+            calls,
+            format!("{} have the data and vote from now on", joiners.names.join(" and ")),
+        );
+        return;
+    }
+    let progress: Vec<String> = joiners.names.iter().map(|name| progress(observed, roster, name)).collect();
+    waiting(
+        plan,
+        Reason::Scaling,
+        format!("{voters} of {} voters: {}.", desired.replicas, progress.join("; ")),
+    );
+}
+
+/// Volumes for those who are still to be found: a volume is the first thing that a member has.
+fn new_volumes(desired: &Desired, observed: &Observed, joiners: &Joiners, plan: &mut Plan) {
+    let first = observed.record.next_serial;
+    for serial in (first..).take(joiners.lacking) {
+        let name = names::member(&desired.name, serial);
+        plan.ensure.push(Ensure::Create {
+            kind: "PersistentVolumeClaim",
+            manifest: volumes::volume(desired, &name, 0),
+        });
+    }
+}
+
+/// Learners that are promoted next: all that join, or, where etcd takes one learner at a time, the first, once the
+/// other's Pod is on a node and its volume bound.
+fn ready_to_vote(
+    desired: &Desired,
+    observed: &Observed,
+    roster: &Roster,
+    joiners: &Joiners,
+) -> Vec<MemberId> {
+    let level = |name: &String| {
+        let learner = roster.learners.iter().find(|seat| seat.name == *name)?;
+        roster.is_level(observed, learner).then_some(learner.id)
+    };
+    let settled = |name: &String| {
+        let on_a_node = observed.pods.get(name).is_some_and(|pod| pod.node.is_some() && !pod.deleting);
+        on_a_node && observed.volumes.get(name).is_some_and(|volume| volume.bound)
+    };
+    let one_at_a_time = learners_at_once(desired, roster) == 1;
+    let ready: Option<Vec<MemberId>> = match joiners.names.as_slice() {
+        _ if joiners.lacking > 0 => None,
+        [first, second] if one_at_a_time && settled(second) => level(first).map(|id| vec![id]),
+        [_, _] if one_at_a_time => None,
+        names => names.iter().map(level).collect(),
+    };
+    ready.unwrap_or_default()
+}
+
+/// Whether the PodDisruptionBudget in force keeps a quorum of that many voters.
+fn budget_covers(desired: &Desired, observed: &Observed, voters: usize) -> bool {
+    let budget = observed.children.get(&("PodDisruptionBudget", desired.name.clone()));
+    let kept = budget.and_then(|budget| budget.pointer("/spec/minAvailable")?.as_u64());
+    kept.is_some_and(|kept| usize::try_from(kept).is_ok_and(|kept| kept >= quorum(voters)))
+}
+
+fn progress(observed: &Observed, roster: &Roster, name: &str) -> String {
+    let Some(learner) = roster.learners.iter().find(|seat| seat.name == name) else {
+        return format!("{name} joins next");
+    };
+    match (roster.lag(learner), observed.pods.get(name)) {
+        (Some(lag), _) => format!("{name} is a learner and lacks {lag} entries"),
+        (None, Some(_)) => format!("{name} is a learner and starts"),
+        (None, None) => format!("{name} is a learner; its Pod is made"),
+    }
+}
+
+/// Voters that leave next: those that are down first, one at a time; else as many as make a safe size, the newest
+/// first and never the leader while another can.
+pub(in super::super) fn leaving<'a>(desired: &Desired, roster: &'a Roster<'a>) -> Vec<&'a Seat<'a>> {
+    let voters = roster.voters.len();
+    let count = voters.saturating_sub(next_size(voters, desired.replicas));
+    if voters <= desired.replicas {
+        return Vec::new();
+    }
+    let newest_first = || roster.voters.iter().rev();
+    if let Some(down) = newest_first().find(|seat| seat.is_down()) {
+        return vec![down];
+    }
+    if !roster.all_healthy() {
+        return Vec::new();
+    }
+    let (leads, follows): (Vec<_>, Vec<_>) = newest_first().partition(|seat| Some(seat.id) == roster.leader);
+    follows.into_iter().chain(leads).take(count).collect()
+}
+
+fn shrink(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Plan) {
+    let (voters, wanted) = (roster.voters.len(), desired.replicas);
+    let leaving = leaving(desired, roster);
+    let names: Vec<&str> = leaving.iter().map(|seat| seat.name.as_str()).collect();
+    let names = names.join(" and ");
+    if leaving.is_empty() {
+        let healthy = roster.healthy();
+        waiting(
+            plan,
+            Reason::Scaling,
+            format!(
+                "{voters} voters, {wanted} are wanted: nobody leaves, since only {healthy} of them answer, though all their Pods are ready. It goes on by itself when all answer."
+            ),
+        );
+        return;
+    }
+    waiting(plan, Reason::Scaling, format!("{voters} voters, {wanted} are wanted: {names} leave next."));
+    let leader_is_lost = leaving.iter().any(|seat| !seat.healthy && Some(seat.id) == roster.leader);
+    if leaving.iter().any(|seat| still_runs(observed, seat, plan))
+        || roster.leader.is_none()
+        || leader_is_lost
+    {
+        return;
+    }
+    if !labels_are_off(desired, observed, roster, &leaving) {
+        return;
+    }
+    if leaving.iter().any(|seat| Some(seat.id) == roster.leader) {
+        let heir =
+            roster.voters.iter().find(|seat| seat.healthy && !leaving.iter().any(|left| left.id == seat.id));
+        if let Some(heir) = heir {
+            change(
+                roster,
+                plan,
+                vec![Call::MoveLeader(heir.id)],
+                format!("{} leads from now on: {names} leave", heir.name),
+            );
+        }
+        return;
+    }
+    let calls = leaving.iter().map(|seat| Call::Remove(seat.id)).collect();
+    change(roster, plan, calls, format!("{names} leave: {wanted} voters are wanted"));
+}
+
+/// A member that does not answer but may come back is stopped before it is removed: what flaps would be counted
+/// twice. Its Pod is on its way out already, or is deleted now.
+fn still_runs(observed: &Observed, seat: &Seat, plan: &mut Plan) -> bool {
+    if seat.healthy {
+        return false;
+    }
+    let Some(pod) = observed.pods.get(&seat.name).filter(|pod| !pod.deleting) else { return false };
+    let why = "it does not answer, and it leaves the cluster: it is stopped before it is removed".to_owned();
+    plan.step.get_or_insert(Step::DeletePod(pod.premise(&seat.name, why)));
+    true
+}
+
+/// Whether those that leave serve no clients any more, and the PodDisruptionBudget counts only those that stay.
+fn labels_are_off(desired: &Desired, observed: &Observed, roster: &Roster, leaving: &[&Seat]) -> bool {
+    let labelled = |seat: &&Seat| seat.pod.is_some_and(|pod| pod.voter_label);
+    if leaving.iter().any(labelled) {
+        return false;
+    }
+    let staying = roster.voters.iter().filter(labelled).count();
+    let Some(budget) = observed.children.get(&("PodDisruptionBudget", desired.name.clone())) else {
+        return false;
+    };
+    let number = |pointer: &str| budget.pointer(pointer).and_then(serde_json::Value::as_u64);
+    let counted = number("/status/expectedPods").and_then(|count| usize::try_from(count).ok());
+    let current = number("/status/observedGeneration") == number("/metadata/generation");
+    current && counted == Some(staying)
+}
+
+/// Alarms outlive their member. NOSPACE of one that has left is disarmed; CORRUPT is a person's to judge.
+fn forget_alarms(roster: &Roster, observed: &Observed, plan: &mut Plan) {
+    let quorum = observed.known_answers().find_map(|(_, answer)| answer.quorum.as_ref());
+    let orphan = quorum.and_then(|quorum| {
+        quorum.alarms.iter().find(|(id, alarm)| {
+            *alarm == crate::etcd::survey::Alarm::NoSpace && id.0 != 0 && !roster.lists(*id)
+        })
+    });
+    if let Some((id, alarm)) = orphan {
+        let why = format!("the alarm of {id}, which is no member any more, is disarmed");
+        change(roster, plan, vec![Call::Disarm(*id, *alarm)], why);
+    }
+}

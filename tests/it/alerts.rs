@@ -1,0 +1,62 @@
+//! Alerts lead to the manual, and say who is meant.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::offline::yaml;
+
+const MANUAL: &str = "https://github.com/quorate/quorate/blob/main/docs/operations.md#";
+
+fn read(file: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
+}
+
+fn alerts() -> Vec<Value> {
+    let groups = yaml(&read("deploy/chart/alerts.yaml"));
+    let groups = groups["groups"].as_array().unwrap();
+    groups.iter().flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
+}
+
+/// Headings of the fourth level are those of alerts.
+fn headings() -> Vec<String> {
+    let manual = read("docs/operations.md");
+    manual.lines().filter_map(|line| line.strip_prefix("#### ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_alert_leads_to_its_heading_in_the_manual_and_the_other_way_round() {
+    let headings = headings();
+    for alert in alerts() {
+        let name = alert["alert"].as_str().unwrap();
+        assert!(headings.iter().any(|heading| heading == name), "docs/operations.md has no `#### {name}`");
+        let link = format!("{MANUAL}{}", name.to_lowercase());
+        assert_eq!(alert["annotations"]["runbook_url"], link.as_str());
+    }
+    for heading in headings {
+        assert!(
+            alerts().iter().any(|alert| alert["alert"] == heading.as_str()),
+            "there is no alert {heading}"
+        );
+    }
+}
+
+#[test]
+fn every_alert_waits_has_a_severity_and_a_sentence_with_what_its_expression_keeps() {
+    for alert in alerts() {
+        let name = &alert["alert"];
+        assert!(alert["for"].is_string(), "{name}");
+        assert!(["warning", "critical"].iter().any(|word| alert["labels"]["severity"] == *word), "{name}");
+        let sentence = alert["annotations"]["description"].as_str().unwrap();
+        assert!(sentence.ends_with('.'), "{name}: {sentence}");
+        let expression = alert["expr"].as_str().unwrap();
+        // `by (cluster, pod)`: a label that is aggregated away would be empty in the sentence.
+        for label in sentence.split("$labels.").skip(1).map(|rest| rest.split([' ', '}']).next().unwrap()) {
+            let kept = expression
+                .split("by (")
+                .skip(1)
+                .any(|rest| rest.split(')').next().unwrap().split(", ").any(|kept| kept == label));
+            assert!(kept, "{name}: {label} is not kept by {expression}");
+        }
+    }
+}

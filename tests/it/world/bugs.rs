@@ -1,0 +1,1 @@
+//! Planners that break an invariant. To come.

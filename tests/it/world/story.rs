@@ -1,0 +1,452 @@
+//! What happens, one line each: for people to read and write, and for the search to make up.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use quorate::operator::cluster::plan::plan;
+use quorate::operator::context::Planner;
+use serde_json::{Value, json};
+
+use super::apiserver::{Key, identity, text};
+use super::invariants::{self, Truth};
+use super::operator::{Fault, Operator, Shared, lock};
+use super::{CLUSTER, NAMESPACE, World, kubelet};
+
+/// Rounds of passes and seconds until a world without faults must be at rest.
+const PATIENCE: usize = 240;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Act {
+    /// Creates the EtcdCluster, if there is none: replicas and version.
+    Create(usize, &'static str),
+    /// Deletes it.
+    Delete,
+    /// Edits `replicas`.
+    Replicas(usize),
+    /// Asks for nodes that do not exist, or no longer.
+    Impossible(bool),
+    /// Asks for an image that does not exist, or no longer.
+    NoImage(bool),
+    /// Edits the size of volumes.
+    Size(&'static str),
+    /// Lets the storage class expand volumes, or not.
+    Expandable(bool),
+    /// Operator 0 or 1 has a pass.
+    Pass(usize, Option<Fault>),
+    /// A pass that was held goes on.
+    GoOn(usize),
+    /// kill -9 of an operator.
+    KillOperator(usize),
+    Wait(u64),
+    Put,
+    Kill(String),
+    Stop(String),
+    Continue(String),
+    DeletePod(String),
+    Evict(String),
+    NodeDies(String),
+    NodeReturns(String),
+    Cut(String, String),
+    Heal(String, String),
+    /// The operator cannot reach a member, or can again.
+    Blind(String),
+    See(String),
+    /// All faults are cured; the operators work until nothing is left to do.
+    Settle,
+    /// What must be so now.
+    Expect(String, String),
+}
+
+const OPERATORS: [&str; 2] = ["A", "B"];
+const VERSIONS: [&str; 2] = ["3.5", "3.6"];
+const SIZES: [&str; 3] = ["8Gi", "16Gi", "32Gi"];
+
+impl fmt::Display for Act {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Create(replicas, version) => write!(formatter, "create {replicas} {version}"),
+            Self::Delete => formatter.write_str("delete"),
+            Self::Replicas(replicas) => write!(formatter, "replicas {replicas}"),
+            Self::Impossible(on) => formatter.write_str(if *on { "impossible" } else { "possible" }),
+            Self::NoImage(on) => formatter.write_str(if *on { "bad-image" } else { "good-image" }),
+            Self::Size(size) => write!(formatter, "size {size}"),
+            Self::Expandable(on) => formatter.write_str(if *on { "expandable" } else { "fixed" }),
+            Self::Pass(operator, fault) => {
+                write!(formatter, "pass {}", OPERATORS[*operator])?;
+                match fault {
+                    None => Ok(()),
+                    Some(Fault::Hold(at)) => write!(formatter, " held before request {at}"),
+                    Some(Fault::Crash(at)) => write!(formatter, " crashes after write {at}"),
+                    Some(Fault::Lose(at)) => write!(formatter, " loses reply {at}"),
+                    Some(Fault::Fail(at, code)) => write!(formatter, " fails at request {at} with {code}"),
+                }
+            }
+            Self::GoOn(operator) => write!(formatter, "go-on {}", OPERATORS[*operator]),
+            Self::KillOperator(operator) => write!(formatter, "kill-operator {}", OPERATORS[*operator]),
+            Self::Wait(millis) => write!(formatter, "wait {millis}ms"),
+            Self::Put => formatter.write_str("put"),
+            Self::Kill(member) => write!(formatter, "kill {member}"),
+            Self::Stop(member) => write!(formatter, "stop {member}"),
+            Self::Continue(member) => write!(formatter, "continue {member}"),
+            Self::DeletePod(member) => write!(formatter, "delete-pod {member}"),
+            Self::Evict(member) => write!(formatter, "evict {member}"),
+            Self::NodeDies(node) => write!(formatter, "node-dies {node}"),
+            Self::NodeReturns(node) => write!(formatter, "node-returns {node}"),
+            Self::Cut(from, to) => write!(formatter, "cut {from} {to}"),
+            Self::Heal(from, to) => write!(formatter, "heal {from} {to}"),
+            Self::Blind(member) => write!(formatter, "blind {member}"),
+            Self::See(member) => write!(formatter, "see {member}"),
+            Self::Settle => formatter.write_str("settle"),
+            Self::Expect(what, value) => write!(formatter, "expect {what} {value}"),
+        }
+    }
+}
+
+impl Act {
+    /// Reads a line; the inverse of `Display`.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |at: usize| words.get(at)?.trim_end_matches("ms").parse::<usize>().ok();
+        let operator = |at: usize| OPERATORS.iter().position(|name| words.get(at) == Some(name));
+        let own = |at: usize| words.get(at).map(|word| (*word).to_owned());
+        let one_of =
+            |at: usize, all: &[&'static str]| all.iter().find(|known| words.get(at) == Some(known)).copied();
+        Some(match *words.first()? {
+            "create" => Self::Create(number(1)?, one_of(2, &VERSIONS)?),
+            "delete" => Self::Delete,
+            "replicas" => Self::Replicas(number(1)?),
+            "impossible" => Self::Impossible(true),
+            "possible" => Self::Impossible(false),
+            "bad-image" => Self::NoImage(true),
+            "good-image" => Self::NoImage(false),
+            "size" => Self::Size(one_of(1, &SIZES)?),
+            "expandable" => Self::Expandable(true),
+            "fixed" => Self::Expandable(false),
+            "pass" => Self::Pass(
+                operator(1)?,
+                match words.get(2).copied() {
+                    None => None,
+                    Some("held") => Some(Fault::Hold(number(5)?)),
+                    Some("crashes") => Some(Fault::Crash(number(5)?)),
+                    Some("loses") => Some(Fault::Lose(number(4)?)),
+                    Some("fails") => Some(Fault::Fail(number(5)?, u16::try_from(number(7)?).ok()?)),
+                    Some(_) => return None,
+                },
+            ),
+            "go-on" => Self::GoOn(operator(1)?),
+            "kill-operator" => Self::KillOperator(operator(1)?),
+            "wait" => Self::Wait(number(1)? as u64),
+            "put" => Self::Put,
+            "kill" => Self::Kill(own(1)?),
+            "stop" => Self::Stop(own(1)?),
+            "continue" => Self::Continue(own(1)?),
+            "delete-pod" => Self::DeletePod(own(1)?),
+            "evict" => Self::Evict(own(1)?),
+            "node-dies" => Self::NodeDies(own(1)?),
+            "node-returns" => Self::NodeReturns(own(1)?),
+            "cut" => Self::Cut(own(1)?, own(2)?),
+            "heal" => Self::Heal(own(1)?, own(2)?),
+            "blind" => Self::Blind(own(1)?),
+            "see" => Self::See(own(1)?),
+            "settle" => Self::Settle,
+            "expect" => Self::Expect(own(1)?, words.get(2..)?.join(" ")),
+            _ => return None,
+        })
+    }
+}
+
+/// How a story ended.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// The invariant that was broken, if one was.
+    pub(crate) violation: Option<String>,
+    pub(crate) journal: Vec<String>,
+}
+
+/// Tells a story from an empty world, with that planner in both operators.
+pub(crate) fn tell(acts: &[Act], planner: Planner) -> Report {
+    match acts {
+        [Act::Create(replicas, version), Act::Settle, rest @ ..] => {
+            tell_from(formed(*replicas, version), rest, planner).0
+        }
+        acts => tell_from(World::new(), acts, planner).0,
+    }
+}
+
+/// A cluster that has formed and is at rest: most stories begin there, and all in the same way.
+fn formed(replicas: usize, version: &'static str) -> World {
+    static FORMED: Mutex<BTreeMap<(usize, &str), World>> = Mutex::new(BTreeMap::new());
+    let known = lock(&FORMED).get(&(replicas, version)).cloned();
+    known.unwrap_or_else(|| {
+        let begin = [Act::Create(replicas, version), Act::Settle];
+        let (report, world) = tell_from(World::new(), &begin, plan);
+        assert_eq!(report.violation, None, "{}", report.journal.join("\n"));
+        lock(&FORMED).insert((replicas, version), world.clone());
+        world
+    })
+}
+
+fn tell_from(world: World, acts: &[Act], planner: Planner) -> (Report, World) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let world: Shared = Arc::new(Mutex::new(world));
+        let mut operators = OPERATORS.map(|name| Operator::new(name, &world, planner));
+        for act in acts {
+            lock(&world).note(format!("> {act}"));
+            perform(&world, &mut operators, act).await;
+            if lock(&world).violation.is_some() {
+                break;
+            }
+        }
+        drop(operators);
+        let mut world = lock(&world).clone();
+        let report =
+            Report { violation: world.violation.take(), journal: std::mem::take(&mut world.journal) };
+        (report, world)
+    })
+}
+
+fn key(kind: &'static str, name: &str) -> Key {
+    (kind, NAMESPACE.to_owned(), name.to_owned())
+}
+
+fn spec(world: &mut World, field: &str, value: Value) {
+    world.api.change(&key("EtcdCluster", CLUSTER), |object| object["spec"][field] = value);
+}
+
+fn process(world: &World, member: &str) -> Option<String> {
+    world.pod(member).map(|(_, uid)| uid)
+}
+
+async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
+    match act {
+        Act::Pass(operator, fault) => return operators[*operator].passes(*fault).await,
+        Act::GoOn(operator) => return operators[*operator].goes_on().await,
+        Act::KillOperator(operator) => return operators[*operator].dies(),
+        Act::Settle => return settle(world, operators).await,
+        _ => {}
+    }
+    let world = &mut *lock(world);
+    let now = world.clock();
+    match act {
+        Act::Create(replicas, version) => {
+            if world.cluster().is_none() {
+                invariants::new_object(world);
+                let spec = json!({"replicas": replicas, "version": version, "tls": {"mode": "Disabled"}});
+                world.api.create(key("EtcdCluster", CLUSTER), json!({"spec": spec, "metadata": {}}), &now);
+            }
+        }
+        Act::Delete => world.api.remove(&key("EtcdCluster", CLUSTER)),
+        Act::Replicas(replicas) => spec(world, "replicas", json!(replicas)),
+        Act::Impossible(on) => {
+            let selector = if *on { json!({"node": "nowhere"}) } else { json!({}) };
+            spec(world, "placement", json!({"nodeSelector": selector}));
+        }
+        Act::NoImage(on) => {
+            let repository = if *on { json!({"repository": "nowhere.example/etcd"}) } else { Value::Null };
+            spec(world, "image", repository);
+        }
+        Act::Size(size) => {
+            let has = world.cluster().and_then(|cluster| text(cluster, "/spec/storage/size"));
+            // The CRD lets it grow only.
+            if SIZES.iter().position(|known| Some(*known) == has.as_deref())
+                < SIZES.iter().position(|known| known == size)
+            {
+                spec(world, "storage", json!({"size": size}));
+            }
+        }
+        Act::Expandable(on) => {
+            let class = ("StorageClass", String::new(), "standard".to_owned());
+            world.api.change(&class, |class| class["allowVolumeExpansion"] = json!(on));
+        }
+        Act::Wait(millis) => kubelet::wait(world, *millis),
+        Act::Put => drop(world.put()),
+        Act::Kill(member) => {
+            if let Some(process) = process(world, member)
+                && let Some(disk) = world.etcd.stop(&process)
+            {
+                kubelet::ended(world, &process, disk, json!({"signal": 9}));
+            }
+        }
+        Act::Stop(member) => {
+            if let Some(process) = process(world, member) {
+                world.etcd.pause(&process);
+            }
+        }
+        Act::Continue(member) => {
+            if let Some(process) = process(world, member) {
+                world.etcd.resume(&process);
+            }
+        }
+        Act::DeletePod(member) => {
+            if world.pod(member).is_some() {
+                world.api.mark_deleted(&key("Pod", member), &now);
+            }
+        }
+        Act::Evict(member) => {
+            if !kubelet::evict(world, member) {
+                world.note("the eviction is refused".to_owned());
+            }
+        }
+        Act::NodeDies(node) => node_dies(world, node),
+        Act::NodeReturns(node) => drop(world.nodes.insert(node.clone(), true)),
+        Act::Cut(from, to) => cut(world, from, to, true),
+        Act::Heal(from, to) => cut(world, from, to, false),
+        Act::Blind(member) => drop(world.unreachable.insert(member.clone())),
+        Act::See(member) => drop(world.unreachable.remove(member)),
+        Act::Expect(what, value) => expect(world, what, value),
+        Act::Pass(..) | Act::GoOn(_) | Act::KillOperator(_) | Act::Settle => {}
+    }
+    invariants::note_silence(world);
+}
+
+fn node_dies(world: &mut World, node: &str) {
+    if world.nodes.insert(node.to_owned(), false) != Some(true) {
+        return;
+    }
+    let pods: Vec<String> = world
+        .api
+        .all("Pod")
+        .filter(|pod| pod["spec"]["nodeName"] == node)
+        .map(|pod| identity(pod).1)
+        .collect();
+    for pod in pods {
+        kubelet::stop(world, &pod);
+    }
+}
+
+fn cut(world: &mut World, from: &str, to: &str, on: bool) {
+    let (Some(from), Some(to)) = (process(world, from), process(world, to)) else { return };
+    if on { world.etcd.cut(&from, &to) } else { world.etcd.heal(&from, &to) }
+}
+
+/// What a story claims.
+fn expect(world: &mut World, what: &str, value: &str) {
+    let truth = Truth::of(world);
+    let conditions = |type_: &str| {
+        let all = world
+            .cluster()
+            .and_then(|cluster| cluster["status"]["conditions"].as_array().cloned())
+            .unwrap_or_default();
+        all.into_iter()
+            .find(|one| one["type"] == type_)
+            .and_then(|one| text(&one, "/reason"))
+            .unwrap_or_default()
+    };
+    let is = match what {
+        "voters" => truth.map_or(0, |truth| truth.voters.len()).to_string(),
+        "learners" => truth.map_or(0, |truth| truth.learners.len()).to_string(),
+        "members" => {
+            truth.map(|truth| truth.names().into_iter().collect::<Vec<_>>().join(" ")).unwrap_or_default()
+        }
+        "volumes" => world
+            .api
+            .all("PersistentVolumeClaim")
+            .map(|claim| identity(claim).0)
+            .collect::<Vec<_>>()
+            .join(" "),
+        "sizes" => {
+            let sizes = world
+                .api
+                .all("PersistentVolumeClaim")
+                .filter_map(|claim| text(claim, "/spec/resources/requests/storage"));
+            sizes.collect::<Vec<_>>().join(" ")
+        }
+        "summary" => world.cluster().and_then(|cluster| text(cluster, "/status/summary")).unwrap_or_default(),
+        condition => conditions(condition),
+    };
+    let holds = if what == "summary" { is.contains(value) } else { is == value };
+    if !holds {
+        world.violate("story", &format!("{what} is {is:?}, not {value:?}"));
+    }
+}
+
+/// Cures everything, lets the operator work and time pass until it writes nothing, and looks whether all is as it
+/// should be (ESR: eventually stable reconciliation), and stays so.
+async fn settle(shared: &Shared, operators: &mut [Operator; 2]) {
+    cure(&mut lock(shared));
+    for operator in operators.iter_mut() {
+        operator.goes_on().await;
+    }
+    let mut quiet = 0;
+    for _ in 0..PATIENCE {
+        operators[0].passes(None).await;
+        let wrote = operators[0].writes();
+        let world = &mut *lock(shared);
+        if world.violation.is_some() {
+            return;
+        }
+        quiet = if wrote == 0 && at_rest(world).is_none() { quiet + 1 } else { 0 };
+        if quiet >= 3 {
+            return at_last(world);
+        }
+        kubelet::wait(world, 1000);
+        if world.violation.is_some() {
+            return;
+        }
+    }
+    let world = &mut *lock(shared);
+    let why = at_rest(world).unwrap_or_else(|| "it goes on writing".to_owned());
+    world.violate("ESR", &format!("not at rest after {PATIENCE} rounds: {why}"));
+}
+
+fn cure(world: &mut World) {
+    for up in world.nodes.values_mut() {
+        *up = true;
+    }
+    world.unreachable.clear();
+    let processes: Vec<String> = world.etcd.running().map(str::to_owned).collect();
+    for process in &processes {
+        world.etcd.resume(process);
+    }
+    world.etcd.heal_all();
+    let class = ("StorageClass", String::new(), "standard".to_owned());
+    world.api.change(&class, |class| class["allowVolumeExpansion"] = json!(true));
+    if world.cluster().is_some() {
+        spec(world, "placement", json!({}));
+        spec(world, "image", Value::Null);
+    }
+}
+
+/// What is not yet as the spec asks for.
+fn at_rest(world: &World) -> Option<String> {
+    let cluster = world.cluster()?;
+    let wanted = cluster["spec"]["replicas"].as_u64().unwrap_or(3) as usize;
+    let Some(truth) = Truth::of(world) else { return Some("the cluster is not on record".to_owned()) };
+    if (truth.voters.len(), truth.learners.len()) != (wanted, 0) {
+        return Some(format!(
+            "{} voters and {} learners, wanted {wanted}",
+            truth.voters.len(),
+            truth.learners.len()
+        ));
+    }
+    let summary = text(cluster, "/status/summary").unwrap_or_default();
+    if summary != "Healthy" && !summary.starts_with("RollOutPending") {
+        return Some(summary);
+    }
+    let pods = world.api.all("Pod").count();
+    if pods != wanted {
+        return Some(format!("{pods} Pods, wanted {wanted}"));
+    }
+    let labelled = world.api.all("Pod").filter(|pod| super::apiserver::has_voter_label(pod)).count();
+    if labelled != wanted {
+        return Some(format!("{labelled} Pods serve, wanted {wanted}"));
+    }
+    let size = text(cluster, "/spec/storage/size");
+    let small = world.api.all("PersistentVolumeClaim").any(|claim| {
+        let member = truth.names().contains(&identity(claim).0);
+        member && size.is_some() && text(claim, "/spec/resources/requests/storage") != size
+    });
+    small.then(|| "a volume has not grown".to_owned())
+}
+
+/// At rest: nothing acknowledged is lost, and nobody is there who should not be.
+fn at_last(world: &mut World) {
+    invariants::after_time(world);
+    if world.cluster().is_some() && !world.put() {
+        world.violate("ESR", "clients cannot write");
+    }
+}
