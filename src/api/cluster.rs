@@ -121,6 +121,7 @@ use super::rules;
     validation = rules::version_does_not_go_down()
 )]
 #[x_kube(validation = rules::quota_fits_the_volume())]
+#[x_kube(validation = rules::auth_needs_certificates())]
 #[serde(rename_all = "camelCase")]
 pub struct EtcdClusterSpec {
     /// Number of voting members: 1, 3, 5 or 7. One of 3, two of 5 and three of 7 may fail without an outage; one
@@ -193,6 +194,9 @@ pub struct EtcdClusterSpec {
     /// Encryption and authentication of connections.
     #[serde(default)]
     pub tls: TlsSpec,
+    /// Whether etcd asks who a client is.
+    #[serde(default)]
+    pub auth: AuthSpec,
     /// Tells the operator to change nothing of this cluster: no Pod, volume or certificate is made, renewed or
     /// deleted while it is true. The members go on running and status is still reported. Default: false. An edit
     /// takes effect at once.
@@ -395,13 +399,23 @@ pub struct PodMetadata {
 
 /// Encryption and authentication of connections.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq, Default)]
+#[x_kube(validation = rules::secrets_are_named())]
+#[x_kube(validation = rules::secrets_are_used())]
+#[serde(rename_all = "camelCase")]
 pub struct TlsSpec {
     /// Who makes the certificates: OperatorManaged (the operator, with authorities of this cluster's own; clients
-    /// use the Secret <name>-client) or Disabled (nobody: everyone who reaches the Pods can read and write
-    /// everything). Default: OperatorManaged. It cannot be changed.
+    /// use the Secret <name>-client), Secrets (you: tls.secrets names Secrets that the operator mounts and checks,
+    /// and never writes) or Disabled (nobody: everyone who reaches the Pods can read and write everything).
+    /// Default: OperatorManaged. It cannot be changed.
     #[serde(default)]
     #[x_kube(validation = rules::tls_mode_stays())]
     pub mode: TlsMode,
+    /// How long the operator's certificates live, in mode OperatorManaged.
+    #[serde(default)]
+    pub rotation: RotationSpec,
+    /// Your certificates, in mode Secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secrets: Option<TlsSecrets>,
 }
 
 /// Who makes the certificates.
@@ -410,8 +424,79 @@ pub enum TlsMode {
     /// The operator, with certificate authorities of this cluster's own.
     #[default]
     OperatorManaged,
+    /// The user, in Secrets that the spec names.
+    Secrets,
     /// Nobody: plain text. Everyone who reaches the Pods can read and write everything.
     Disabled,
+}
+
+/// How long the operator's certificates live, as durations such as 720h. Members take renewed certificates without a
+/// restart. An edit takes effect when the next certificate is made. A Kubernetes node may need two minutes to hand a
+/// renewed certificate to its Pods, so lives below some minutes are for tests.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[x_kube(validation = rules::rotation_is_of_durations())]
+#[x_kube(validation = rules::rotation_leaves_time())]
+#[serde(rename_all = "camelCase")]
+pub struct RotationSpec {
+    /// How long before its end a certificate is renewed, at least 10s. It is also the time that applications have to
+    /// take up a renewed client certificate: the one before it, and its authority, are accepted for at least as
+    /// long. Default: 720h.
+    #[serde(default = "default_renew_before")]
+    #[schemars(length(max = 16))]
+    pub renew_before: String,
+    /// Life of the certificates of members, of the operator and of applications: at least twice renewBefore.
+    /// Default: 8760h.
+    #[serde(default = "default_leaf_life")]
+    #[schemars(length(max = 16))]
+    pub leaf_life: String,
+    /// Life of the authorities: at least four times renewBefore and at least leafLife. Three times renewBefore before
+    /// their end, or when the annotation quorate.dev/rotate-authority is set to a new value, they are replaced:
+    /// first all certificates, renewBefore later the trust in the old ones, for which members are restarted one at a
+    /// time. Default: 87600h.
+    #[serde(default = "default_authority_life")]
+    #[schemars(length(max = 16))]
+    pub authority_life: String,
+}
+
+/// Names of Secrets in this namespace, in mode Secrets. Each has the keys tls.crt, tls.key and ca.crt, as those of
+/// cert-manager do. Members take a changed certificate without a restart, but a changed ca.crt only when they start:
+/// change it to old and new certificates together first, and delete the Pods one at a time. An edit of a name applies
+/// to new Pods.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsSecrets {
+    /// Certificate that members serve clients with, for servers and for clients, with the names
+    /// *.<name>-peers.<namespace>.svc, <name>.<namespace>.svc and localhost; ca.crt holds the authorities of clients.
+    #[schemars(length(min = 1, max = 253))]
+    pub server: String,
+    /// Certificate that members use among themselves, for servers and for clients, with the names
+    /// *.<name>-peers.<namespace>.svc and, because members look up who calls, the same with the domain of the
+    /// Kubernetes cluster, *.<name>-peers.<namespace>.svc.cluster.local; ca.crt holds the authorities of members.
+    /// Whoever has a certificate of theirs can become a member, so they should sign nothing else.
+    #[schemars(length(min = 1, max = 253))]
+    pub peer: String,
+    /// Client certificate of the operator; ca.crt holds the authorities of servers. With auth its common name must
+    /// be root.
+    #[schemars(length(min = 1, max = 253))]
+    pub operator: String,
+    /// Client certificate of applications, which kubectl quorate ctl uses. Members do not need it. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub client: Option<String>,
+}
+
+/// Whether etcd asks who a client is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthSpec {
+    /// Whether etcd's users and roles decide who may read and write what. A client's user is the common name of its
+    /// certificate. When it is turned on, the operator makes the user root (itself) and, if they do not exist, the
+    /// user and the role <name>-client, which may read and write every key, for the certificate in the Secret
+    /// <name>-client; it never changes them afterwards. Other users are yours to make. Turned off, everyone with a
+    /// certificate may do everything again; users and roles stay. Default: false. An edit takes effect at once and
+    /// restarts nothing.
+    #[serde(default)]
+    pub enabled: bool,
 }
 
 /// What the operator saw and did. Written by the operator only.
@@ -470,6 +555,12 @@ pub struct EtcdClusterStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"], "maxItems" = 64))]
     pub members: Vec<MemberStatus>,
+    /// Whether etcd asks who a client is, as last seen: Enabled or Disabled. Absent while spec.auth was never used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<String>,
+    /// The certificate authorities, in tls.mode OperatorManaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<AuthorityStatus>,
     /// What holds for the cluster. Always there: Ready (it serves with quorum), AllMembersHealthy, UpToDate (all
     /// members run the observed spec), QuorumSafe (one more member may fail) and, with TLS, CertificatesValid.
     /// Only while true: Reconciling (work is in progress), Stalled (a person is needed), Paused and
@@ -486,6 +577,21 @@ pub struct VersionStatus {
     pub requested: String,
     /// The release that new Pods run. Upgrading the operator never changes it.
     pub resolved: String,
+}
+
+/// The certificate authorities.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorityStatus {
+    /// When the authorities that sign now end.
+    pub ends: String,
+    /// How they are being replaced: Overlap (all certificates are of the new ones, the old ones are still trusted) or
+    /// Retiring (members are restarted one at a time to trust only the new ones). Absent while they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<String>,
+    /// The newest value of the annotation quorate.dev/rotate-authority that was acted on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handled_request: Option<String>,
 }
 
 /// The first start of the cluster.
@@ -557,6 +663,15 @@ fn default_retention() -> String {
 fn default_progress_deadline() -> String {
     "15m".into()
 }
+fn default_renew_before() -> String {
+    "720h".into()
+}
+fn default_leaf_life() -> String {
+    "8760h".into()
+}
+fn default_authority_life() -> String {
+    "87600h".into()
+}
 fn default_resources() -> ResourceRequirements {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     let requests = BTreeMap::from([
@@ -573,6 +688,16 @@ impl Default for StorageSpec {
             storage_class_name: None,
             on_delete: OnDelete::default(),
             access_mode: AccessMode::default(),
+        }
+    }
+}
+
+impl Default for RotationSpec {
+    fn default() -> Self {
+        Self {
+            renew_before: default_renew_before(),
+            leaf_life: default_leaf_life(),
+            authority_life: default_authority_life(),
         }
     }
 }

@@ -57,6 +57,16 @@ pub enum Reason {
     CertificateExpiring,
     /// A certificate has ended.
     CertificateExpired,
+    /// The certificate authorities are being replaced.
+    AuthorityRotating,
+    /// The certificate authorities were replaced.
+    AuthorityRotated,
+    /// etcd's auth is not yet as `spec.auth` wants it.
+    AuthPending,
+    /// etcd asks who a client is, from now on.
+    AuthEnabled,
+    /// etcd does not ask who a client is, from now on.
+    AuthDisabled,
     /// `spec` cannot be used.
     InvalidSpec,
     /// Members join or leave.
@@ -144,6 +154,11 @@ impl Reason {
         Self::SecretDamaged,
         Self::CertificateExpiring,
         Self::CertificateExpired,
+        Self::AuthorityRotating,
+        Self::AuthorityRotated,
+        Self::AuthPending,
+        Self::AuthEnabled,
+        Self::AuthDisabled,
         Self::InvalidSpec,
         Self::Scaling,
         Self::MembershipRefused,
@@ -198,6 +213,11 @@ impl Reason {
                 | R::QuorumRegained
                 | R::VolumesAdopted
                 | R::CertificateRenewed
+                | R::AuthorityRotating
+                | R::AuthorityRotated
+                | R::AuthPending
+                | R::AuthEnabled
+                | R::AuthDisabled
                 | R::PausedByUser
                 | R::Recovering
                 | R::RollOutPending

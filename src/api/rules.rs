@@ -319,6 +319,50 @@ pub(super) fn tls_mode_stays() -> Rule {
     )
 }
 
+pub(super) fn secrets_are_named() -> Rule {
+    Rule::new("self.mode != 'Secrets' || has(self.secrets)").message(
+        "tls.mode Secrets needs tls.secrets with the names of your Secrets. Add server, peer and operator, or use mode \
+         OperatorManaged.",
+    )
+}
+
+pub(super) fn secrets_are_used() -> Rule {
+    Rule::new("self.mode == 'Secrets' || !has(self.secrets)").message(
+        "tls.secrets is only used in tls.mode Secrets: in the others it would be ignored. Use mode Secrets, or remove \
+         tls.secrets.",
+    )
+}
+
+pub(super) fn rotation_is_of_durations() -> Rule {
+    let good = |field: &str| format!("self.{field}.matches('{DURATION}')");
+    Rule::new(format!("{} && {} && {}", good("renewBefore"), good("leafLife"), good("authorityLife"))).message(
+        "tls.rotation.renewBefore, leafLife and authorityLife must be durations. Use such as 720h, 8760h and 87600h.",
+    )
+}
+
+pub(super) fn rotation_leaves_time() -> Rule {
+    let good = |field: &str| format!("!self.{field}.matches('{DURATION}')");
+    let bad = format!("{} || {} || {}", good("renewBefore"), good("leafLife"), good("authorityLife"));
+    let before = "duration(self.renewBefore)";
+    explained(
+        format!(
+            "{bad} || ({before} >= duration('10s') && duration(self.leafLife) >= {before} + {before} && \
+             duration(self.authorityLife) >= {before} + {before} + {before} + {before} && \
+             duration(self.authorityLife) >= duration(self.leafLife))"
+        ),
+        "'tls.rotation leaves no time to renew: renewBefore ' + self.renewBefore + ', leafLife ' + self.leafLife + \
+         ', authorityLife ' + self.authorityLife + '. Use a renewBefore of at least 10s, a leafLife of at least twice \
+         that, and an authorityLife of at least four times that and not below leafLife.'",
+    )
+}
+
+pub(super) fn auth_needs_certificates() -> Rule {
+    Rule::new("!self.auth.enabled || self.tls.mode != 'Disabled'").message(
+        "auth.enabled needs certificates, because etcd's users are their common names, and tls.mode is Disabled. Set \
+         auth.enabled to false, or make a new EtcdCluster with tls.mode OperatorManaged.",
+    )
+}
+
 pub(super) fn grace_is_enough() -> Rule {
     Rule::new("self >= 30 && self <= 3600").message(
         "podTemplate.terminationGracePeriodSeconds must be from 30 to 3600: etcd hands over and flushes in that \

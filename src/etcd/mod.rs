@@ -3,11 +3,13 @@
 //! Separate because mirrors and backups run where there is no Kubernetes.
 //! **Invariant:** neither kube nor k8s-openapi in this room.
 
+pub mod authorize;
 pub mod change;
 pub mod connect;
 pub mod flags;
 pub mod identity;
 pub mod membership;
+pub mod probe;
 pub mod quorum;
 pub mod survey;
 pub mod version;

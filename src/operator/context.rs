@@ -38,6 +38,8 @@ pub struct Context {
     marks: Mutex<HashMap<(String, String), (u64, u64)>>,
     /// Reconciles that failed in a row, by EtcdCluster UID.
     failures: Mutex<HashMap<String, Failures>>,
+    /// When a question that is only asked now and then was asked last, by EtcdCluster UID.
+    asked: Mutex<HashMap<String, Instant>>,
     /// UIDs by namespace and name, so that what is kept by UID can be forgotten when only a name is left.
     uids: Mutex<HashMap<(String, String), String>>,
 }
@@ -93,6 +95,7 @@ impl Context {
             marks: Mutex::default(),
             failures: Mutex::default(),
             uids: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
@@ -136,6 +139,16 @@ impl Context {
         (failures.generation == generation && !left.is_zero()).then_some(left)
     }
 
+    /// Whether a question about a cluster that is asked once in `pause` is to be asked now; if so, it counts as asked.
+    pub fn is_due(&self, cluster_uid: &str, pause: Duration) -> bool {
+        let mut asked = lock(&self.asked);
+        let due = asked.get(cluster_uid).is_none_or(|last| last.elapsed() >= pause);
+        if due {
+            asked.insert(cluster_uid.to_owned(), Instant::now());
+        }
+        due
+    }
+
     /// A reconcile did not fail.
     pub fn succeeded(&self, uid: &str) {
         lock(&self.failures).remove(uid);
@@ -152,6 +165,7 @@ impl Context {
 
     fn forget_uid(&self, uid: &str) {
         self.succeeded(uid);
+        lock(&self.asked).remove(uid);
         lock(&self.marks).retain(|(cluster, _), _| cluster != uid);
     }
 }

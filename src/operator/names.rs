@@ -26,6 +26,11 @@ pub const TEMPLATE: &str = "quorate.dev/template";
 pub const SERVING: &str = "quorate.dev/serving";
 /// Annotation on an EtcdCluster: UID of an earlier one whose volumes it takes over.
 pub const ADOPT: &str = "quorate.dev/adopt";
+/// Annotation on an EtcdCluster: a value that is new asks for new certificate authorities.
+pub const ROTATE_AUTHORITY: &str = "quorate.dev/rotate-authority";
+/// Annotation on a Pod: which certificates its Secret holds. A Pod that changes is looked at by its kubelet at once,
+/// which then also renews the mounted files; by itself it does so about once a minute.
+pub const CERTIFICATES: &str = "quorate.dev/certificates";
 /// Field manager of the operator.
 pub const MANAGER: &str = "quorate";
 

@@ -17,6 +17,7 @@ mod alone;
 mod alone_chart;
 mod bad_input;
 mod bootstrap;
+mod certificates;
 mod gitops;
 mod guard;
 mod install;

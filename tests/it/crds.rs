@@ -204,6 +204,9 @@ fn an_empty_spec_becomes_the_documented_defaults() {
     let defaulted = kube::core::cel::apply_defaults(&schema(), &object);
     expect![[r#"
         {
+          "auth": {
+            "enabled": false
+          },
           "compaction": {
             "mode": "Periodic",
             "retention": "1h"
@@ -228,7 +231,12 @@ fn an_empty_spec_becomes_the_documented_defaults() {
             "size": "8Gi"
           },
           "tls": {
-            "mode": "OperatorManaged"
+            "mode": "OperatorManaged",
+            "rotation": {
+              "authorityLife": "87600h",
+              "leafLife": "8760h",
+              "renewBefore": "720h"
+            }
           },
           "version": "3.6"
         }"#]]

@@ -19,5 +19,6 @@ mod judges;
 mod metrics;
 mod offline;
 mod plan;
+mod rotation;
 mod tidy;
 mod world;

@@ -56,7 +56,7 @@ pub(crate) fn nothing() -> Observed {
     }
 }
 
-fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
+pub(crate) fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Volume {
     Volume {
         uid: format!("volume-{name}"),
         resource_version: "7".to_owned(),
@@ -159,9 +159,9 @@ fn bootstrap() -> BootstrapStatus {
 }
 
 pub(crate) fn created<'a>(plan: &'a Plan, wanted: &str) -> Vec<&'a Value> {
-    let of_kind = |ensure: &'a Ensure| match ensure {
-        Ensure::Create { kind, manifest } if *kind == wanted => Some(manifest),
-        Ensure::Create { .. } | Ensure::Authority | Ensure::Leaf(_) | Ensure::Apply { .. } => None,
+    let of_kind = |ensure: &'a Ensure| {
+        let Ensure::Create { kind, manifest } = ensure else { return None };
+        (*kind == wanted).then_some(manifest)
     };
     plan.ensure.iter().filter_map(of_kind).collect()
 }

@@ -25,12 +25,11 @@ pub(super) struct Credentials {
 
 impl Credentials {
     /// Reads the Secret of applications of `cluster`.
-    pub(super) async fn fetch(host: &Host, cluster: &str) -> anyhow::Result<Self> {
-        let name = format!("{cluster}-client");
+    pub(super) async fn fetch(host: &Host, cluster: &str, name: &str) -> anyhow::Result<Self> {
         let secrets: Api<Secret> = Api::namespaced(host.client.clone(), &host.namespace);
         let request =
-            Request { verb: "get", resource: "secrets", name: Some(&name), namespace: Some(&host.namespace) };
-        let Some(secret) = host.call(request, secrets.get_opt(&name)).await? else {
+            Request { verb: "get", resource: "secrets", name: Some(name), namespace: Some(&host.namespace) };
+        let Some(secret) = host.call(request, secrets.get_opt(name)).await? else {
             return Err(Problem::Other(format!(
                 "the Secret {name} with the client certificate does not exist in namespace {} (yet); see \
                  `kubectl quorate status {cluster} -n {0}`",
@@ -38,7 +37,7 @@ impl Credentials {
             ))
             .into());
         };
-        Self::store(&secret, &name)
+        Self::store(&secret, name)
     }
 
     fn store(secret: &Secret, name: &str) -> anyhow::Result<Self> {

@@ -57,7 +57,17 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     let host = arguments.connection.open().await?;
     let cluster = status::understand(&status::get(&host, &arguments.name).await?)?;
     let credentials = match cluster.spec.tls.mode {
-        TlsMode::OperatorManaged => Some(Credentials::fetch(&host, &arguments.name).await?),
+        TlsMode::OperatorManaged => {
+            let secret = format!("{}-client", arguments.name);
+            Some(Credentials::fetch(&host, &arguments.name, &secret).await?)
+        }
+        TlsMode::Secrets => {
+            let secret = cluster.spec.tls.secrets.as_ref().and_then(|secrets| secrets.client.as_ref());
+            let secret = secret.context(
+                "spec.tls.secrets.client names no Secret with a client certificate; add one to the EtcdCluster",
+            )?;
+            Some(Credentials::fetch(&host, &arguments.name, secret).await?)
+        }
         TlsMode::Disabled => None,
     };
     let pod = ready_member(&host, &arguments.name).await?;

@@ -10,14 +10,15 @@ use serde_json::{Value, json};
 
 use super::credentials::{LeafState, SecretState};
 use super::desired::Desired;
-use super::issue::{IssueError, issue_authority, issue_leaf};
+use super::issue::{IssueError, change_authority, issue_authority, issue_leaf};
 use super::manifests::metadata;
 use super::observed::Observed;
 use super::plan::{Change, Ensure, Finding, Plan, Premise, Step, Unlisted};
 use crate::api::reason::Reason;
 use crate::etcd::MemberId;
+use crate::etcd::authorize;
 use crate::etcd::membership::{ChangeError, Roll};
-use crate::etcd::survey::ListedMember;
+use crate::etcd::survey::{ListedMember, chain};
 use crate::operator::context::{Context, NoAuthority, REQUEST_DEADLINE};
 use crate::operator::names;
 
@@ -98,6 +99,32 @@ pub async fn apply(
                     ));
                 }
             }
+            Ensure::ChangeAuthority(change) => {
+                let SecretState::Usable(authority) = &observed.credentials.authority else { continue };
+                let fields = change_authority(desired, authority, change, context.now())?;
+                let version = &authority.resource_version;
+                merge(
+                    context,
+                    desired,
+                    "Secret",
+                    &names::authority(&desired.name),
+                    &fields_patch(version, &fields),
+                )
+                .await?;
+                applied.notes.push(change.note());
+            }
+            Ensure::Touch { pod, uid, certificates } => {
+                let annotations = json!({names::CERTIFICATES: certificates});
+                let patch = json!({"metadata": {"uid": uid, "annotations": annotations}});
+                merge(context, desired, "Pod", pod, &patch).await?;
+            }
+            Ensure::Auth(on) => match set_auth(context, desired, observed, *on).await? {
+                Ok(note) => applied.notes.push(note),
+                Err(refused) => {
+                    applied.refused = Some(refused);
+                    continue;
+                }
+            },
             Ensure::Apply { kind, manifest } => patch(context, desired, kind, manifest).await?,
             Ensure::Create { kind, manifest } => create(context, desired, kind, manifest).await?,
         }
@@ -257,6 +284,67 @@ async fn patch(
     write(context, "apply", format!("{kind} {name}"), api.patch(&name, &parameters, &Patch::Apply(manifest)))
         .await?;
     Ok(())
+}
+
+/// The change of a Secret's fields, under the version that it was decided on; `None` removes a field.
+fn fields_patch(version: &str, fields: &BTreeMap<String, Option<String>>) -> Value {
+    let removed = fields.iter().filter(|(_, value)| value.is_none());
+    let data: serde_json::Map<String, Value> = removed.map(|(name, _)| (name.clone(), Value::Null)).collect();
+    let set: serde_json::Map<String, Value> =
+        fields.iter().filter_map(|(name, value)| Some((name.clone(), value.clone()?.into()))).collect();
+    json!({"metadata": {"resourceVersion": version}, "data": data, "stringData": set})
+}
+
+/// Merge patch: what it does not say stays; UID or resourceVersion in it are its premise.
+async fn merge(
+    context: &Context,
+    desired: &Desired,
+    kind: &'static str,
+    name: &str,
+    patch: &Value,
+) -> Result<(), ApplyError> {
+    let parameters = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+    let api = api(context, desired, kind);
+    write(context, "change", format!("{kind} {name}"), api.patch(name, &parameters, &Patch::Merge(patch)))
+        .await?;
+    Ok(())
+}
+
+/// Asks any member that serves; what etcd says against it is told, and it is asked again.
+async fn set_auth(
+    context: &Context,
+    desired: &Desired,
+    observed: &Observed,
+    on: bool,
+) -> Result<Result<(Reason, String), Finding>, ApplyError> {
+    context.authority.check()?;
+    let serves = |name: &String| {
+        let answer = observed.survey.get(name).and_then(|answer| answer.as_ref().ok());
+        answer.is_some_and(|answer| answer.quorum.is_some())
+    };
+    let address = observed.addresses.iter().find(|(name, _)| serves(name)).map(|(_, address)| address);
+    let pending =
+        |message: String| Finding { reason: Reason::AuthPending, member: None, message, stalled: false };
+    let (Some(address), Some(identity)) = (address, &observed.credentials.operator) else {
+        return Ok(Err(pending("No member serves that could be told of spec.auth.".to_owned())));
+    };
+    let user = names::client_certificate(&desired.name);
+    let (done, note) = if on {
+        let note = format!(
+            "auth is on: a client's user is the common name of its certificate; {user} may use every key"
+        );
+        (authorize::turn_on(address, identity, &user).await, (Reason::AuthEnabled, note))
+    } else {
+        let note = "auth is off: every client with a certificate may do everything".to_owned();
+        (authorize::turn_off(address, identity).await, (Reason::AuthDisabled, note))
+    };
+    Ok(match done {
+        Ok(()) => Ok(note),
+        Err(error) => Err(pending(format!(
+            "spec.auth.enabled is {on}, but etcd's auth was not changed: {}. It is tried again.",
+            chain(&error)
+        ))),
+    })
 }
 
 /// Creation: an object of that name that exists already is somebody's, and stays as it is.

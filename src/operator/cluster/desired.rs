@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use kube::ResourceExt;
 
-use crate::api::cluster::{CompactionMode, EtcdCluster, EtcdClusterSpec, LogLevel, TlsMode};
+use crate::api::cluster::{CompactionMode, EtcdCluster, EtcdClusterSpec, LogLevel, TlsMode, TlsSecrets};
 use crate::api::duration::parse_duration;
 use crate::api::quantity::parse_bytes;
 use crate::etcd::flags::{PEER_PORT, url};
@@ -39,10 +40,28 @@ pub struct Desired {
     pub progress_deadline: Duration,
     /// UID of an earlier EtcdCluster whose volumes are taken over.
     pub adopt: Option<String>,
+    /// How long certificates live.
+    pub lives: Lives,
+    /// Value of the annotation that asks for new authorities.
+    pub rotation_request: Option<String>,
     /// Whether the EtcdCluster is being deleted.
     pub deleting: bool,
     /// Image with the guard.
     pub guard_image: String,
+}
+
+/// No certificate lives longer: far beyond anybody's need, and no sum with it is out of range.
+const LONGEST: SignedDuration = SignedDuration::from_hours(24 * 365 * 300);
+
+/// How long certificates live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lives {
+    /// A leaf is renewed this long before its end.
+    pub renew_before: SignedDuration,
+    /// Life of a leaf.
+    pub leaf: SignedDuration,
+    /// Life of an authority.
+    pub authority: SignedDuration,
 }
 
 /// A field that cannot be used.
@@ -66,6 +85,7 @@ impl Desired {
             parse_bytes(&spec.quota_backend).map_err(|error| invalid("quotaBackend", &error))?;
         let progress_deadline =
             parse_duration(&spec.progress_deadline).map_err(|error| invalid("progressDeadline", &error))?;
+        let lives = lives(&spec).map_err(|error| invalid("tls.rotation", &error))?;
         let replicas = match spec.replicas {
             count @ (1 | 3 | 5 | 7) => usize::try_from(count).unwrap_or_default(),
             count => {
@@ -84,6 +104,8 @@ impl Desired {
             quota_bytes,
             progress_deadline,
             adopt: object.annotations().get(names::ADOPT).cloned(),
+            lives,
+            rotation_request: object.annotations().get(names::ROTATE_AUTHORITY).cloned(),
             deleting: object.metadata.deletion_timestamp.is_some(),
             guard_image: guard_image.to_owned(),
             spec,
@@ -93,8 +115,25 @@ impl Desired {
     /// Whether connections are TLS.
     pub fn tls(&self) -> bool {
         match self.spec.tls.mode {
-            TlsMode::OperatorManaged => true,
+            TlsMode::OperatorManaged | TlsMode::Secrets => true,
             TlsMode::Disabled => false,
+        }
+    }
+
+    /// The Secrets that the user brings, in mode Secrets.
+    pub fn secrets(&self) -> Option<&TlsSecrets> {
+        match self.spec.tls.mode {
+            TlsMode::Secrets => self.spec.tls.secrets.as_ref(),
+            TlsMode::OperatorManaged | TlsMode::Disabled => None,
+        }
+    }
+
+    /// Secret with the applications' client certificate, if there is one.
+    pub fn client_secret(&self) -> Option<String> {
+        match self.spec.tls.mode {
+            TlsMode::OperatorManaged => Some(names::client_certificate(&self.name)),
+            TlsMode::Secrets => self.secrets().and_then(|secrets| secrets.client.clone()),
+            TlsMode::Disabled => None,
         }
     }
 
@@ -135,6 +174,18 @@ impl Desired {
             LogLevel::Error => "error",
         }
     }
+}
+
+fn lives(spec: &EtcdClusterSpec) -> Result<Lives, crate::api::duration::InvalidDuration> {
+    let rotation = &spec.tls.rotation;
+    let of = |text: &str| {
+        parse_duration(text).map(|life| SignedDuration::try_from(life).unwrap_or(LONGEST).min(LONGEST))
+    };
+    Ok(Lives {
+        renew_before: of(&rotation.renew_before)?,
+        leaf: of(&rotation.leaf_life)?,
+        authority: of(&rotation.authority_life)?,
+    })
 }
 
 fn resolved_version(object: &EtcdCluster) -> Result<Version, crate::etcd::version::InvalidVersion> {

@@ -24,10 +24,12 @@
 pub mod apply;
 pub mod credentials;
 pub mod desired;
+pub mod inspect;
 pub mod issue;
 pub mod manifests;
 pub mod observe;
 pub mod observed;
 pub mod plan;
 pub mod reconcile;
+pub mod rotation;
 pub mod status;

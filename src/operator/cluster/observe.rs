@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::credentials::{self, Credentials, LeafState, SecretState};
 use super::desired::Desired;
+use super::inspect::{certificates, inspect};
 use super::observed::{MemberPod, Observed, Record, Volume};
 use crate::api::cluster::EtcdClusterStatus;
 use crate::etcd::connect::Address;
@@ -49,12 +49,16 @@ pub async fn observe(
     let mut record = Record::of(status);
     let (pods, volumes, children) =
         tokio::try_join!(pods(context, desired), volumes(context, desired), children(context, desired))?;
-    let (credentials, (missing_storage_class, expandable_classes)) = tokio::try_join!(
+    let (mut credentials, (missing_storage_class, expandable_classes)) = tokio::try_join!(
         certificates(context, desired, &record, &volumes),
         classes(context, desired, &volumes)
     )?;
     let addresses = addresses(desired, &pods);
-    let survey = context.etcd.survey(addresses.clone(), credentials.operator.clone()).await;
+    let (inspection, survey) = tokio::join!(
+        inspect(context, desired, status, &credentials, &addresses),
+        context.etcd.survey(addresses.clone(), credentials.operator.clone()),
+    );
+    (credentials.presented, credentials.auth) = inspection;
     raise_marks(context, desired, &mut record, &pods, &survey);
     Ok(Observed {
         record,
@@ -69,7 +73,10 @@ pub async fn observe(
     })
 }
 
-async fn read<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, ObserveError> {
+pub(super) async fn read<T>(
+    what: &str,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, ObserveError> {
     match tokio::time::timeout(REQUEST_DEADLINE, request).await {
         Err(_) => Err(ObserveError::Deadline { what: what.to_owned() }),
         Ok(Err(source)) => Err(ObserveError::Read { what: what.to_owned(), source }),
@@ -142,40 +149,6 @@ where
     Ok(json.map(|json| ((kind, name), json)))
 }
 
-async fn certificates(
-    context: &Context,
-    desired: &Desired,
-    record: &Record,
-    volumes: &BTreeMap<String, Volume>,
-) -> Result<Credentials, ObserveError> {
-    if !desired.tls() {
-        return Ok(Credentials::default());
-    }
-    let api: Api<Secret> = Api::namespaced(context.client.clone(), &desired.namespace);
-    let authority = names::authority(&desired.name);
-    let wanted = credentials::wanted(desired, &credentials::holders(desired, record, volumes));
-    let names: Vec<&String> =
-        std::iter::once(&authority).chain(wanted.iter().map(|leaf| &leaf.secret)).collect();
-    let requests = names.iter().map(async |name| read(&format!("Secret {name}"), api.get_opt(name)).await);
-    let mut secrets = futures::future::try_join_all(requests).await?.into_iter();
-    let authority = credentials::authority(secrets.next().flatten().as_ref());
-    let now = context.now();
-    let mut leafs = BTreeMap::new();
-    let mut operator = None;
-    for (leaf, secret) in wanted.iter().zip(secrets) {
-        let Some(secret) = secret else { continue };
-        if leaf.kind == credentials::LeafKind::Operator {
-            operator = credentials::operator_identity(Some(&secret));
-        }
-        let state = match &authority {
-            SecretState::Usable(authority) => credentials::leaf(leaf, &secret, authority, now),
-            SecretState::Missing | SecretState::Damaged(_) => LeafState::Unjudged,
-        };
-        leafs.insert(leaf.secret.clone(), state);
-    }
-    Ok(Credentials { authority, leafs, operator })
-}
-
 /// A class that does not exist, and those that let volumes grow. Asked only while a volume is unbound or should
 /// grow, so that a quiet cluster needs no right to read storage classes.
 async fn classes(
@@ -198,7 +171,7 @@ async fn classes(
     Ok((missing, expandable))
 }
 
-fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {
+pub(super) fn addresses(desired: &Desired, pods: &BTreeMap<String, MemberPod>) -> BTreeMap<String, Address> {
     let address = |name: &String, pod: &MemberPod| {
         let ip = pod.ip.clone().filter(|_| pod.running)?;
         let dial =

@@ -125,6 +125,10 @@ pub struct MemberPod {
     pub ready: bool,
     /// Hash of the template that it was made from.
     pub template: Option<String>,
+    /// When it was made.
+    pub created: Option<jiff::Timestamp>,
+    /// Which certificates it was told to take.
+    pub certificates: Option<String>,
     /// The members that its etcd is told to join.
     pub initial: BTreeSet<String>,
     /// Whether clients reach it through the Service.
@@ -289,6 +293,8 @@ impl MemberPod {
             deleting: pod.metadata.deletion_timestamp.is_some(),
             ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
             template: pod.annotations().get(names::TEMPLATE).cloned(),
+            created: pod.creation_timestamp().map(|at| at.0),
+            certificates: pod.annotations().get(names::CERTIFICATES).cloned(),
             initial: initial_cluster(pod),
             voter_label: pod.labels().get(names::ROLE).is_some_and(|role| role == names::VOTER),
             running: etcd.is_some_and(is_running),

@@ -2,12 +2,13 @@
 
 use jiff::Timestamp;
 
-use super::credentials::LeafState;
+use super::credentials::{LeafState, SecretState};
 use super::desired::Desired;
 use super::manifests::pod::template_hash;
 use super::observed::{Observed, Record};
 use super::plan::Finding;
-use crate::api::cluster::{EtcdCluster, EtcdClusterStatus, MemberStatus, VersionStatus};
+use super::rotation::Stage;
+use crate::api::cluster::{AuthorityStatus, EtcdCluster, EtcdClusterStatus, MemberStatus, VersionStatus};
 use crate::api::condition::{
     self, ALL_MEMBERS_HEALTHY, CERTIFICATES_VALID, FOREIGN_VOLUMES, PAUSED, QUORUM_SAFE, READY, RECONCILING,
     STALLED, Statement, UP_TO_DATE,
@@ -44,6 +45,9 @@ pub fn status(
     status.replicas = i32::try_from(picture.names.len()).unwrap_or_default();
     status.ready = Some(format!("{}/{}", picture.healthy.len(), picture.voters.max(desired.replicas)));
     status.members = members;
+    status.authority = authority(before, observed);
+    let auth = observed.credentials.auth.map(|on| if on { "Enabled" } else { "Disabled" });
+    status.auth = auth.map(str::to_owned).or_else(|| before.auth.clone());
     let statements = statements(before, desired, observed, &picture, now);
     status.conditions = condition::set(&before.conditions, &statements, desired.generation, now);
     status.summary = Some(summary(&statements));
@@ -338,7 +342,10 @@ fn all_members(desired: &Desired, picture: &Picture) -> Statement {
 }
 
 fn up_to_date(desired: &Desired, observed: &Observed, picture: &Picture) -> Statement {
-    let pending = picture.findings.iter().find(|finding| finding.reason == Reason::RollOutPending);
+    let pending = picture
+        .findings
+        .iter()
+        .find(|finding| matches!(finding.reason, Reason::RollOutPending | Reason::AuthPending));
     if observed.record.cluster_id.is_some() && picture.voters != desired.replicas {
         return say(UP_TO_DATE, false, Reason::Scaling, picture.scaling(desired));
     }
@@ -390,27 +397,54 @@ fn certificates(desired: &Desired, observed: &Observed, picture: &Picture) -> Op
     if !desired.tls() {
         return None;
     }
-    if let Some(damaged) = picture.findings.iter().find(|finding| finding.reason == Reason::SecretDamaged) {
-        return Some(say(CERTIFICATES_VALID, false, damaged.reason, damaged.message.clone()));
+    let bad = [Reason::SecretDamaged, Reason::CertificateExpired, Reason::CertificateExpiring];
+    if let Some(found) = picture.findings.iter().find(|finding| bad.contains(&finding.reason)) {
+        return Some(say(CERTIFICATES_VALID, false, found.reason, found.message.clone()));
+    }
+    let before = &desired.spec.tls.rotation.renew_before;
+    if desired.secrets().is_some() {
+        let message = format!("The certificates of spec.tls.secrets are valid for more than {before}.");
+        return Some(say(CERTIFICATES_VALID, true, Reason::Healthy, message));
     }
     let good = observed.credentials.leafs.values().filter(|leaf| matches!(leaf, LeafState::Good(_))).count();
     let wanted = picture.names.len() + 2;
-    Some(if good >= wanted {
-        say(
-            CERTIFICATES_VALID,
-            true,
-            Reason::Healthy,
-            format!("All {good} certificates are valid for more than 30 days."),
-        )
-    } else {
-        say(
-            CERTIFICATES_VALID,
-            false,
-            Reason::CertificateExpiring,
-            format!(
-                "{good} of {wanted} certificates are valid for more than 30 days; the others are being made."
-            ),
-        )
+    if good < wanted {
+        let message = format!(
+            "{good} of {wanted} certificates are valid for more than {before}; the others are being made."
+        );
+        return Some(say(CERTIFICATES_VALID, false, Reason::CertificateExpiring, message));
+    }
+    let SecretState::Usable(authority) = &observed.credentials.authority else { return None };
+    let (reason, message) = match authority.stage {
+        Stage::Settled => {
+            (Reason::Healthy, format!("All {good} certificates are valid for more than {before}."))
+        }
+        Stage::Overlap(since) => (
+            Reason::AuthorityRotating,
+            format!("The certificate authorities were replaced at {since}. All certificates are of the new ones; the old ones are trusted for {before} more, and until every member serves its new certificate."),
+        ),
+        Stage::Retiring => (
+            Reason::AuthorityRotating,
+            "The old certificate authorities are no longer handed out. Members that still trust them are restarted one at a time, while all members are healthy.".to_owned(),
+        ),
+    };
+    Some(say(CERTIFICATES_VALID, true, reason, message))
+}
+
+/// What of the authorities is worth a field; as it was, where they cannot be read.
+fn authority(before: &EtcdClusterStatus, observed: &Observed) -> Option<AuthorityStatus> {
+    let SecretState::Usable(authority) = &observed.credentials.authority else {
+        return before.authority.clone();
+    };
+    let rotation = match authority.stage {
+        Stage::Settled => None,
+        Stage::Overlap(_) => Some("Overlap"),
+        Stage::Retiring => Some("Retiring"),
+    };
+    Some(AuthorityStatus {
+        ends: authority.ends.to_string(),
+        rotation: rotation.map(str::to_owned),
+        handled_request: authority.handled_request.clone(),
     })
 }
 

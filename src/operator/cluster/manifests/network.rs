@@ -80,7 +80,9 @@ fn connection(desired: &Desired, authority: Option<&str>) -> Value {
     data.insert("ETCDCTL_ENDPOINTS".to_owned(), endpoint.into());
     if let Some(authority) = authority {
         data.insert("ca.crt".to_owned(), authority.into());
-        data.insert("clientSecret".to_owned(), names::client_certificate(&desired.name).into());
+        if let Some(secret) = desired.client_secret() {
+            data.insert("clientSecret".to_owned(), secret.into());
+        }
     }
     json!({
         "apiVersion": "v1",

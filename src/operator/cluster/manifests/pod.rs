@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::super::desired::Desired;
 use super::{labels, owner};
-use crate::api::cluster::{PodTemplateSpec, PullPolicy, Spread};
+use crate::api::cluster::{PodTemplateSpec, PullPolicy, Spread, TlsSecrets};
 use crate::etcd::flags::{CLIENT_PORT, Flags, InitialState, METRICS_PORT, PEER_PORT, TLS_DIR};
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
@@ -249,11 +249,28 @@ fn volumes(desired: &Desired, member: &Member) -> Vec<Value> {
         json!({"name": "guard", "emptyDir": {"sizeLimit": "64Mi"}}),
         json!({"name": "data", "persistentVolumeClaim": {"claimName": member.name}}),
     ];
-    if desired.tls() {
+    if let Some(secrets) = desired.secrets() {
+        volumes.push(brought(secrets));
+    } else if desired.tls() {
         let secret = names::member_certificate(member.name);
         volumes.push(json!({"name": "tls", "secret": {"secretName": secret, "defaultMode": 0o440}}));
     }
     volumes
+}
+
+/// The user's Secrets under the names that the operator's own have.
+fn brought(secrets: &TlsSecrets) -> Value {
+    let source = |secret: &str, use_: &str, trust: &str| {
+        let item = |key: &str, path: String| json!({"key": key, "path": path});
+        let items = [
+            item("tls.crt", format!("{use_}.crt")),
+            item("tls.key", format!("{use_}.key")),
+            item("ca.crt", format!("{trust}-ca.crt")),
+        ];
+        json!({"secret": {"name": secret, "items": items}})
+    };
+    let sources = [source(&secrets.server, "server", "client"), source(&secrets.peer, "peer", "peer")];
+    json!({"name": "tls", "projected": {"defaultMode": 0o440, "sources": sources}})
 }
 
 /// Affinity, not `topologySpreadConstraints`: the scheduler leaves nodes without a zone label out of *all* soft spread

@@ -11,7 +11,8 @@
 //!    existing volume can only help. At most one Pod or volume is deleted in a pass, and none that serves.
 //! 6. [`retire`]: Pods and volumes of those who have left
 //! 7. [`membership`]: who joins, who leaves; its states and invariants stand there
-//! 8. [`health`]: what is left to tell
+//! 8. [`restart`]: members that must start anew to trust the right authorities
+//! 9. [`health`]: what is left to tell
 //!
 //! One [`Step`] at most comes out of it, the first that a rule asks for.
 
@@ -20,6 +21,7 @@ mod leftovers;
 mod members;
 pub(super) mod membership;
 mod records;
+mod restart;
 mod retire;
 pub(super) mod roster;
 mod surroundings;
@@ -29,6 +31,7 @@ use serde_json::Value;
 use super::credentials::Leaf;
 use super::desired::Desired;
 use super::observed::{MemberPod, Observed, Record, Volume};
+use super::rotation;
 use crate::api::reason::Reason;
 use crate::etcd::membership::Call;
 use crate::etcd::survey::ListedMember;
@@ -54,6 +57,19 @@ pub enum Ensure {
     Authority,
     /// The Secret of a leaf.
     Leaf(Leaf),
+    /// The next stage of the authorities' replacement.
+    ChangeAuthority(rotation::Change),
+    /// Makes a kubelet look at a Pod whose Secret holds new certificates.
+    Touch {
+        /// Name of the Pod.
+        pod: String,
+        /// Its UID.
+        uid: String,
+        /// What its Secret holds.
+        certificates: String,
+    },
+    /// Turns etcd's auth on or off.
+    Auth(bool),
     /// Server-side apply of a part of an object that is ours.
     Apply {
         /// Kind of the object.
@@ -167,6 +183,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     members::rule(desired, observed, &mut plan);
     retire::rule(desired, observed, &mut plan);
     membership::rule(desired, observed, &mut plan);
+    restart::rule(desired, observed, &mut plan);
     health::rule(desired, observed, &mut plan);
     plan.findings.sort_by_key(|finding| !finding.stalled);
     plan
