@@ -393,7 +393,10 @@ fn budget(world: &mut World) {
             "desiredHealthy": wanted, "disruptionsAllowed": healthy.saturating_sub(wanted),
         });
     });
-    let version = world.api.get("PodDisruptionBudget", super::CLUSTER).map(|budget| budget["metadata"]["resourceVersion"].clone());
+    let version = world
+        .api
+        .get("PodDisruptionBudget", super::CLUSTER)
+        .map(|budget| budget["metadata"]["resourceVersion"].clone());
     world.counted.budget = version.unwrap_or_default();
 }
 
