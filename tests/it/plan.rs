@@ -343,7 +343,7 @@ fn almost_well(random: &mut StdRng, mut observed: Observed) -> Observed {
             3 => drop(observed.volumes.insert(name.clone(), volume(&name, None))),
             4 => drop(observed.record.members.remove(&name)),
             5 => observed.record.joining.clear(),
-            6 => drop(observed.children.clear()),
+            6 => observed.children.clear(),
             7 => {
                 let retired =
                     Volume { state: VolumeState::Retired, ..volume(&name, Some((CLUSTER, MemberId(77)))) };

@@ -177,9 +177,10 @@ async fn still_unlisted(context: &Context, observed: &Observed, evidence: &Unlis
     let Some(address) = observed.addresses.get(&evidence.via) else { return Err(unreachable(&evidence.via)) };
     let identity = observed.credentials.operator.clone();
     let roll = context.etcd.roll(address.clone(), identity).await.map_err(|error| refused(&error))?;
-    let listed = roll.members.iter().any(|member| {
-        Some(member.id) == evidence.id || member.peer_urls.iter().any(|url| *url == evidence.peer_url)
-    });
+    let listed = roll
+        .members
+        .iter()
+        .any(|member| Some(member.id) == evidence.id || member.peer_urls.contains(&evidence.peer_url));
     let same = observed.record.cluster_id == Some(roll.cluster_id);
     if same && !listed { Ok(()) } else { Err(changed_meanwhile()) }
 }

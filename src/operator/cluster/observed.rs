@@ -63,6 +63,7 @@ pub struct Record {
 }
 
 /// A PersistentVolumeClaim of a member's name.
+#[expect(clippy::struct_excessive_bools, reason = "four facts that the apiserver tells one by one")]
 #[derive(Clone, Debug, PartialEq)]
 pub struct Volume {
     /// Its UID.

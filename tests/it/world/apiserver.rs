@@ -55,7 +55,7 @@ impl Request {
         let mut parts: Vec<&str> = parts.skip(skipped).collect();
         let mut namespace = String::new();
         if parts.first() == Some(&"namespaces") && parts.len() > 2 {
-            namespace = parts[1].to_owned();
+            parts[1].clone_into(&mut namespace);
             parts.drain(..2);
         }
         let (_, kind, _) = KINDS.iter().find(|(plural, ..)| *plural == parts[0])?;

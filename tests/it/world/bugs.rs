@@ -132,7 +132,7 @@ fn uses_names_again(desired: &Desired, observed: &Observed) -> Plan {
         let name = names::member(&desired.name, *serial);
         observed.volumes.contains_key(&name) || observed.pods.contains_key(&name)
     };
-    let free = (0..).find(|serial| !taken(serial)).unwrap_or_default();
+    let free = (0..1000).find(|serial| !taken(serial)).unwrap_or_default();
     let good = plan(desired, &seen);
     if good.record.is_some() {
         return good;

@@ -91,7 +91,7 @@ impl Truth {
 }
 
 /// After a write of the operator's: it may not have cost the quorum.
-pub(crate) fn after_effect(world: &mut World, before: &Option<Truth>) {
+pub(crate) fn after_effect(world: &mut World, before: Option<&Truth>) {
     // What etcd has taken is applied within moments.
     let after = Truth::of(world);
     if let (Some(before), Some(after)) = (before, &after)
@@ -119,7 +119,7 @@ pub(crate) fn before_write(world: &mut World, request: &Request) {
         ("DELETE", "Pod") => deletes_pod(world, request, &truth),
         ("DELETE", "PersistentVolumeClaim") => deletes_volume(world, request, &truth),
         ("DELETE", "Secret" | "Service" | "ConfigMap") => {
-            world.violate("I-11 belongings", "deletes what members need")
+            world.violate("I-11 belongings", "deletes what members need");
         }
         ("POST", "Pod") => makes_pod(world, request),
         ("PATCH", "Pod") => labels_pod(world, request, &truth),
@@ -237,7 +237,7 @@ fn tells(world: &mut World, request: &Request, truth: &Truth) {
 }
 
 /// Before a call to etcd.
-pub(crate) fn before_call(world: &mut World, truth: &Option<Truth>, call: &Call) {
+pub(crate) fn before_call(world: &mut World, truth: Option<&Truth>, call: &Call) {
     // A pass that was held acts on what an EtcdCluster left that is deleted by now: nobody's any more.
     let Some(truth) = truth else { return };
     match call {

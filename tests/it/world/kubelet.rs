@@ -230,19 +230,16 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
     let start = flags(&arguments);
     let data = world.disks[&claim].data.clone();
     invariants::process_starts(world, uid, &start, &data);
-    match world.etcd.start(world.now, uid.to_owned(), &start, data) {
-        Err((line, data)) => ended(world, uid, data, json!({"exit": 1, "lines": [line]})),
-        Ok(()) => {
-            let started = world.etcd.disk(uid).and_then(|disk| disk.data);
-            let ids = started.map(|data| (HexId(data.cluster.0), HexId(data.member.0)));
-            let (cluster_id, member_id) = (ids.map(|ids| ids.0), ids.map(|ids| ids.1));
-            let stamp = Stamp { phase: Phase::Started, cluster_id, member_id, ..stamp };
-            world.disks.entry(claim).or_default().stamp = Some(stamp);
-            if let Some(container) = world.containers.get_mut(uid) {
-                container.runs = true;
-                container.started = true;
-            }
-        }
+    if let Err((line, data)) = world.etcd.start(world.now, uid.to_owned(), &start, data) {
+        return ended(world, uid, data, json!({"exit": 1, "lines": [line]}));
+    }
+    let ids = world.etcd.data(uid).map(|data| (HexId(data.cluster.0), HexId(data.member.0)));
+    let (cluster_id, member_id) = (ids.map(|ids| ids.0), ids.map(|ids| ids.1));
+    let stamp = Stamp { phase: Phase::Started, cluster_id, member_id, ..stamp };
+    world.disks.entry(claim).or_default().stamp = Some(stamp);
+    if let Some(container) = world.containers.get_mut(uid) {
+        container.runs = true;
+        container.started = true;
     }
 }
 
@@ -386,7 +383,10 @@ fn budget(world: &mut World) {
     let (expected, healthy) = (now.pods.len(), now.pods.values().filter(|ready| **ready).count());
     world.counted = now;
     world.api.change(&key("PodDisruptionBudget", super::CLUSTER), |budget| {
-        let wanted = budget["spec"]["minAvailable"].as_u64().unwrap_or_default() as usize;
+        let wanted = budget["spec"]["minAvailable"]
+            .as_u64()
+            .and_then(|count| usize::try_from(count).ok())
+            .unwrap_or_default();
         let generation = budget["metadata"]["generation"].clone();
         budget["status"] = json!({
             "observedGeneration": generation, "expectedPods": expected, "currentHealthy": healthy,

@@ -99,16 +99,16 @@ impl World {
         jiff::Timestamp::from_second(i64::try_from(self.now / 1000).unwrap()).unwrap().to_string()
     }
 
-    pub(crate) fn note(&mut self, what: String) {
-        let seconds = (self.now - BEGINNING) as f64 / 1000.0;
-        self.journal.push(format!("{seconds:8.1}  {what}"));
+    pub(crate) fn note(&mut self, what: &str) {
+        let passed = std::time::Duration::from_millis(self.now - BEGINNING);
+        self.journal.push(format!("{:8.1}  {what}", passed.as_secs_f64()));
     }
 
     /// The first one counts: what follows a broken invariant proves nothing.
     pub(crate) fn violate(&mut self, rule: &str, what: &str) {
         if self.violation.is_none() {
             self.violation = Some(format!("{rule}: {what}"));
-            self.note(format!("VIOLATED {rule}: {what}"));
+            self.note(&format!("VIOLATED {rule}: {what}"));
         }
     }
 

@@ -102,6 +102,8 @@ impl Gate {
     }
 }
 
+type Reconcile = Pin<Box<dyn Future<Output = Result<Action, ReconcileError>>>>;
+
 /// One operator process.
 pub(crate) struct Operator {
     name: &'static str,
@@ -110,7 +112,7 @@ pub(crate) struct Operator {
     context: Arc<Context>,
     gate: Arc<Gate>,
     signals: mpsc::UnboundedReceiver<Signal>,
-    pass: Option<Pin<Box<dyn Future<Output = Result<Action, ReconcileError>>>>>,
+    pass: Option<Reconcile>,
 }
 
 impl Operator {
@@ -168,7 +170,7 @@ impl Operator {
             result = pass => {
                 if let Err(error) = result {
                     let text = quorate::etcd::survey::chain(&error);
-                    lock(&self.world).note(format!("{}: {text}", self.name));
+                    lock(&self.world).note(&format!("{}: {text}", self.name));
                 }
                 self.pass = None;
                 None
@@ -176,7 +178,7 @@ impl Operator {
         };
         match signal {
             Some(Signal::Crashed) => {
-                lock(&self.world).note(format!("{} crashes", self.name));
+                lock(&self.world).note(&format!("{} crashes", self.name));
                 self.dies();
             }
             Some(Signal::Held) | None => {}
@@ -236,7 +238,7 @@ fn act(world: &mut World, request: &Request) -> (u16, Value) {
     let now = world.clock();
     let (code, answer) = world.api.answer(request, &now);
     if request.kind == "Event" && !request.body["note"].is_null() {
-        world.note(format!(
+        world.note(&format!(
             "  {}: {}",
             request.body["reason"].as_str().unwrap_or_default(),
             request.body["note"].as_str().unwrap_or_default()
@@ -244,9 +246,9 @@ fn act(world: &mut World, request: &Request) -> (u16, Value) {
     } else if request.kind != "Event" && code < 300 {
         let name = request.name.clone().or_else(|| text(&request.body, "/metadata/name")).unwrap_or_default();
         let part = if request.status { "/status" } else { "" };
-        world.note(format!("{} {} {name}{part}", request.method, request.kind));
+        world.note(&format!("{} {} {name}{part}", request.method, request.kind));
     }
-    invariants::after_effect(world, &before);
+    invariants::after_effect(world, before.as_ref());
     (code, answer)
 }
 
@@ -370,7 +372,7 @@ impl Members for Way {
 fn change(world: &mut World, member: &Address, call: &Call) -> Result<(), ChangeError> {
     let process = process(world, member).map_err(ChangeError::Wait)?;
     let before = invariants::Truth::of(world);
-    invariants::before_call(world, &before, call);
+    invariants::before_call(world, before.as_ref(), call);
     let result = match call {
         Call::AddLearner(url) => world.etcd.add_learner(&process, url).map(drop),
         Call::Promote(id) => world.etcd.promote(&process, *id).map(drop),
@@ -378,10 +380,11 @@ fn change(world: &mut World, member: &Address, call: &Call) -> Result<(), Change
         Call::MoveLeader(id) => world.etcd.move_leader(&process, *id),
         Call::Disarm(id, alarm) => world.etcd.disarm(&process, *id, *alarm),
     };
-    world.note(match result {
+    let outcome = match result {
         Ok(()) => format!("etcd: {call}"),
         Err(error) => format!("etcd: {call}: {}", error.message()),
-    });
-    invariants::after_effect(world, &before);
+    };
+    world.note(&outcome);
+    invariants::after_effect(world, before.as_ref());
     result.map_err(change_error)
 }

@@ -195,7 +195,7 @@ fn tell_from(world: World, acts: &[Act], planner: Planner) -> (Report, World) {
         let world: Shared = Arc::new(Mutex::new(world));
         let mut operators = OPERATORS.map(|name| Operator::new(name, &world, planner));
         for act in acts {
-            lock(&world).note(format!("> {act}"));
+            lock(&world).note(&format!("> {act}"));
             perform(&world, &mut operators, act).await;
             if lock(&world).violation.is_some() {
                 break;
@@ -222,12 +222,17 @@ fn process(world: &World, member: &str) -> Option<String> {
 }
 
 async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
-    match act {
-        Act::Pass(operator, fault) => return operators[*operator].passes(*fault).await,
-        Act::GoOn(operator) => return operators[*operator].goes_on().await,
-        Act::KillOperator(operator) => return operators[*operator].dies(),
-        Act::Settle => return settle(world, operators).await,
-        _ => {}
+    if let Act::Pass(operator, fault) = act {
+        return operators[*operator].passes(*fault).await;
+    }
+    if let Act::GoOn(operator) = act {
+        return operators[*operator].goes_on().await;
+    }
+    if let Act::KillOperator(operator) = act {
+        return operators[*operator].dies();
+    }
+    if *act == Act::Settle {
+        return settle(world, operators).await;
     }
     let world = &mut *lock(world);
     let now = world.clock();
@@ -288,7 +293,7 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
         }
         Act::Evict(member) => {
             if !kubelet::evict(world, member) {
-                world.note("the eviction is refused".to_owned());
+                world.note("the eviction is refused");
             }
         }
         Act::NodeDies(node) => node_dies(world, node),
@@ -419,7 +424,8 @@ fn cure(world: &mut World) {
 /// What is not yet as the spec asks for.
 fn at_rest(world: &World) -> Option<String> {
     let cluster = world.cluster()?;
-    let wanted = cluster["spec"]["replicas"].as_u64().unwrap_or(3) as usize;
+    let wanted =
+        cluster["spec"]["replicas"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(3);
     let Some(truth) = Truth::of(world) else { return Some("the cluster is not on record".to_owned()) };
     if (truth.voters.len(), truth.learners.len()) != (wanted, 0) {
         return Some(format!(

@@ -141,7 +141,7 @@ fn waiting(plan: &mut Plan, reason: Reason, message: String) {
 
 fn grow(desired: &Desired, observed: &Observed, roster: &Roster, joiners: &Joiners, plan: &mut Plan) {
     let voters = roster.voters.len();
-    let under_way = voters % 2 == 0;
+    let under_way = voters.is_multiple_of(2);
     // At an even number one more voter is a repair; everything else waits until all are well.
     let safe = if under_way { roster.healthy() + 1 > quorum(voters + 1) } else { roster.all_healthy() };
     if !safe {
