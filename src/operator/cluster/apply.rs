@@ -18,7 +18,7 @@ use crate::api::reason::Reason;
 use crate::etcd::MemberId;
 use crate::etcd::authorize;
 use crate::etcd::membership::{ChangeError, Roll};
-use crate::etcd::survey::{ListedMember, chain};
+use crate::etcd::survey::{Answer, ListedMember, Silence, chain};
 use crate::operator::context::{Context, NoAuthority, REQUEST_DEADLINE};
 use crate::operator::names;
 
@@ -162,14 +162,16 @@ impl Applied {
     }
 }
 
-/// Asks a member that did not answer once more: one that does now keeps its Pod. Any other reason for a deletion
-/// shows in the Pod itself, whose resourceVersion is the premise.
+/// Asks a member that could not read with quorum once more: one that can now keeps its Pod. Any other reason for a
+/// deletion shows in the Pod itself, whose resourceVersion is the premise.
 async fn still_silent(context: &Context, observed: &Observed, member: &str) -> bool {
-    let was_silent = observed.survey.get(member).is_some_and(Result::is_err);
+    let reads =
+        |answer: &Result<Answer, Silence>| answer.as_ref().is_ok_and(|answer| answer.quorum.is_some());
+    let was_silent = observed.survey.get(member).is_some_and(|answer| !reads(answer));
     let Some(address) = observed.addresses.get(member).filter(|_| was_silent) else { return true };
     let members = BTreeMap::from([(member.to_owned(), address.clone())]);
     let answers = context.etcd.survey(members, observed.credentials.operator.clone()).await;
-    !answers.get(member).is_some_and(Result::is_ok)
+    !answers.get(member).is_some_and(reads)
 }
 
 /// Reads the member list once more: the volume's member must still be none.
