@@ -58,17 +58,6 @@ fn rolls_without_looking(desired: &Desired, observed: &Observed) -> Plan {
     Plan { step: step.or(good.step), record: None, ..good }
 }
 
-/// Deletes by name what it has seen some time ago.
-fn deletes_by_name(desired: &Desired, observed: &Observed) -> Plan {
-    let mut good = plan(desired, observed);
-    if let Some(Step::DeletePod(premise) | Step::DeleteVolume(premise, _)) = &mut good.step {
-        // The world takes an empty text for no premise at all.
-        premise.uid.clear();
-        premise.resource_version.clear();
-    }
-    good
-}
-
 fn believes_the_silent(desired: &Desired, observed: &Observed) -> Plan {
     let mut seen = observed.clone();
     let good = observed
@@ -220,7 +209,7 @@ fn takes_pods_for_members(desired: &Desired, observed: &Observed) -> Plan {
     plan(&seen, observed)
 }
 
-const BUGS: [Bug; 15] = [
+const BUGS: [Bug; 13] = [
     Bug {
         rule: "I-1 quorum",
         class: "D3",
@@ -278,18 +267,6 @@ const BUGS: [Bug; 15] = [
         class: "D1",
         what: "takes ready Pods for the wanted size",
         planner: takes_pods_for_members,
-    },
-    Bug {
-        rule: "I-2 restraint",
-        class: "D1",
-        what: "removes voters since Pods are missing",
-        planner: takes_pods_for_members,
-    },
-    Bug {
-        rule: "I-2 restraint",
-        class: "A2",
-        what: "deletes by name, without a premise",
-        planner: deletes_by_name,
     },
 ];
 
