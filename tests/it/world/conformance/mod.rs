@@ -6,8 +6,10 @@ mod modelled;
 mod real;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use expect_test::expect_file;
 use quorate::etcd::MemberId;
@@ -26,9 +28,11 @@ const PATIENCE: Millis = 60_000;
 const SOON: Millis = 4900;
 /// A sequence in which a `soon` or `within` step came too late is tried anew so often, then left untried: on a machine
 /// that busy it cannot be asked.
-const TRIES: usize = 5;
+const TRIES: usize = 3;
 /// As many sequences run at once: they mostly wait.
-const AT_ONCE: usize = 10;
+const AT_ONCE: usize = 8;
+/// A process that neither runs nor ends.
+const STUCK: &str = "neither runs nor ends";
 
 /// What is asked of a member.
 pub(super) enum Call<'a> {
@@ -44,6 +48,13 @@ pub(super) enum Call<'a> {
     Alarms,
     Raise(MemberId, &'a str),
     Disarm(MemberId, &'a str),
+}
+
+impl Call<'_> {
+    /// How long its answer is awaited: a status needs nobody else, and what needs others etcd gives up after 7 s.
+    pub(super) fn deadline(&self) -> Duration {
+        if matches!(self, Self::Status) { Duration::from_secs(3) } else { Duration::from_secs(8) }
+    }
 }
 
 /// What it says.
@@ -82,7 +93,7 @@ pub(super) trait Subject {
     /// Puts the copy back.
     fn roll_back(&mut self, name: &str);
     fn wipe(&mut self, name: &str);
-    /// Whether a process takes itself for connected to a member.
+    /// Whether a process takes itself for connected to a member, or does not say.
     fn is_connected(&mut self, name: &str, member: MemberId) -> bool;
     /// The last line of a process that ended by itself.
     fn ended(&mut self, name: &str) -> Option<String>;
@@ -101,12 +112,22 @@ struct Run<'a> {
     second: Millis,
     /// A `soon` or `within` step came too late.
     late: bool,
+    /// Something did not come in time.
+    stalled: bool,
+}
+
+/// What a sequence gave.
+struct Transcript {
+    given: Vec<String>,
+    late: bool,
+    stalled: bool,
 }
 
 struct Sequence {
     title: &'static str,
     minors: Vec<Minor>,
-    steps: Vec<&'static str>,
+    /// Steps as they are written, with their answers.
+    lines: Vec<&'static str>,
 }
 
 /// Sequences of the file: a title, an optional line with minors, steps with answers.
@@ -118,9 +139,8 @@ fn sequences() -> Vec<Sequence> {
         let only = lines.clone().find_map(|line| line.strip_prefix("only "));
         let minors = [Minor::V3_5, Minor::V3_6, Minor::V3_7];
         let meant = |minor: &Minor| only.is_none_or(|only| only.contains(minor_text(*minor)));
-        let steps = lines.filter_map(|line| line.strip_prefix("    "));
-        let steps = steps.map(|line| line.split(" -> ").next().unwrap()).collect();
-        Sequence { title, minors: minors.into_iter().filter(meant).collect(), steps }
+        let lines = lines.filter(|line| line.starts_with("    ")).collect();
+        Sequence { title, minors: minors.into_iter().filter(meant).collect(), lines }
     };
     sections.map(parse).collect()
 }
@@ -149,8 +169,8 @@ fn minor_text(minor: Minor) -> &'static str {
     }
 }
 
-/// Runs a sequence; `None`: a step came too late.
-fn transcript(subject: &mut dyn Subject, steps: &[&str]) -> Option<Vec<String>> {
+/// Runs a sequence to its end, or to the first answer that is not `wanted`.
+fn transcript(subject: &mut dyn Subject, lines: &[&str], wanted: bool) -> Transcript {
     let mut run = Run {
         subject,
         ids: BTreeMap::new(),
@@ -159,17 +179,42 @@ fn transcript(subject: &mut dyn Subject, steps: &[&str]) -> Option<Vec<String>> 
         started: 0,
         second: 0,
         late: false,
+        stalled: false,
     };
-    let mut lines = Vec::new();
-    for step in steps {
+    let mut given = Vec::new();
+    for line in lines {
+        let step = line.trim_start().split(" -> ").next().unwrap_or_default();
         let answer = run.step(step);
         let arrow = if answer.is_empty() { "" } else { " -> " };
-        lines.push(format!("    {step}{arrow}{answer}"));
-        if run.late {
-            return None;
+        given.push(format!("    {step}{arrow}{answer}"));
+        if run.late || (wanted && given.last().map(String::as_str) != Some(*line)) {
+            break;
         }
     }
-    Some(lines)
+    Transcript { given, late: run.late, stalled: run.stalled }
+}
+
+/// Runs a sequence on real processes. A difference, with what was written; `Err`: the machine is too busy for it.
+fn difference(folder: &Path, minor: Minor, sequence: &Sequence) -> Result<Option<String>, ()> {
+    let mut difference = None;
+    for _ in 0..TRIES {
+        let Transcript { given, late, stalled } =
+            transcript(&mut Real::new(folder, minor), &sequence.lines, true);
+        if late {
+            continue;
+        }
+        let (wanted, given) = (sequence.lines[given.len() - 1], given.last().unwrap());
+        if wanted == given {
+            return Ok(None);
+        }
+        let minor = minor_text(minor);
+        difference = Some(format!("{} on {minor}:\n  written{wanted}\n  real   {given}", sequence.title));
+        // An answer that did not come in time may be the machine's fault, and what follows from it.
+        if !stalled {
+            break;
+        }
+    }
+    if difference.is_none() { Err(()) } else { Ok(difference) }
 }
 
 impl Run<'_> {
@@ -289,6 +334,13 @@ impl Run<'_> {
         answers.join(", ")
     }
 
+    /// What an error says; remembers that something did not come in time.
+    fn refusal(&mut self, message: &str) -> String {
+        let class = class_of_error(message);
+        self.stalled |= class == "timeout";
+        class
+    }
+
     fn start(&mut self, name: &str, cluster: &[&str], new: bool) -> String {
         if self.running.iter().any(|other| other == name) {
             return "runs already".to_owned();
@@ -300,7 +352,10 @@ impl Run<'_> {
                 self.running.push(name.to_owned());
                 "runs".to_owned()
             }
-            Err(line) => class_of_line(&line),
+            Err(line) => {
+                self.stalled |= line.starts_with(STUCK);
+                class_of_line(&line)
+            }
         }
     }
 
@@ -359,7 +414,10 @@ impl Run<'_> {
         let mut acknowledged = 0;
         for _ in 0..count {
             self.key += 1;
-            acknowledged += u64::from(self.subject.call(name, &Call::Put(self.key)).is_ok());
+            match self.subject.call(name, &Call::Put(self.key)) {
+                Ok(_) => acknowledged += 1,
+                Err(message) => drop(self.refusal(&message)),
+            }
         }
         format!("{acknowledged} acknowledged")
     }
@@ -376,7 +434,7 @@ impl Run<'_> {
                     .to_owned()
             }
             Ok(reply) => format!("{reply:?}"),
-            Err(message) => class_of_error(&message),
+            Err(message) => self.refusal(&message),
         }
     }
 
@@ -416,7 +474,7 @@ impl Run<'_> {
                 alarms.sort();
                 if alarms.is_empty() { "none".to_owned() } else { alarms.join(", ") }
             }
-            Err(message) => class_of_error(&message),
+            Err(message) => self.refusal(&message),
         }
     }
 
@@ -463,6 +521,7 @@ impl Run<'_> {
                 return Some(found);
             }
             if self.subject.now() > end {
+                self.stalled = true;
                 return None;
             }
             self.subject.pass();
@@ -513,7 +572,7 @@ fn the_model_answers_as_written() {
     let mut transcripts = BTreeMap::new();
     for sequence in sequences() {
         for minor in &sequence.minors {
-            let answers = transcript(&mut Modelled::new(*minor), &sequence.steps).unwrap();
+            let answers = transcript(&mut Modelled::new(*minor), &sequence.lines, false).given;
             let first = transcripts.entry(sequence.title).or_insert_with(|| answers.clone());
             if *first != answers {
                 differences.push(format!("{} on {}: {answers:#?}", sequence.title, minor_text(*minor)));
@@ -532,37 +591,24 @@ fn real_etcd_answers_as_written() {
     for (index, sequence) in expected.iter().enumerate() {
         work.extend(sequence.minors.iter().map(|minor| (index, *minor)));
     }
+    // Those that may have to be tried again begin first.
+    work.sort_by_key(|(index, _)| expected[*index].lines.iter().any(|line| line.contains(" soon ")));
     let work = Mutex::new(work);
-    let done = Mutex::new(Vec::new());
+    let (differences, untried) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 loop {
                     let Some((index, minor)) = work.lock().unwrap().pop() else { break };
-                    let answers = (0..TRIES)
-                        .find_map(|_| transcript(&mut Real::new(&folder, minor), &expected[index].steps));
-                    match answers {
-                        Some(answers) => done.lock().unwrap().push((index, minor, answers)),
-                        None => {
-                            eprintln!("too busy for {:?} on {}", expected[index].title, minor_text(minor));
-                        }
+                    match difference(&folder, minor, &expected[index]) {
+                        Ok(found) => differences.lock().unwrap().extend(found),
+                        Err(()) => untried.lock().unwrap().push((expected[index].title, minor_text(minor))),
                     }
                 }
             });
         }
     });
-    let mut differences = Vec::new();
-    for (index, minor, answers) in done.into_inner().unwrap() {
-        let one = BTreeMap::from([(expected[index].title, answers)]);
-        let text = written(&one);
-        for (wanted, found) in SEQUENCES.lines().zip(text.lines()).filter(|(wanted, found)| wanted != found) {
-            let title = expected[index].title;
-            differences.push(format!(
-                "{} on {}:\n  written{wanted}\n  real   {found}",
-                title,
-                minor_text(minor)
-            ));
-        }
-    }
+    let (differences, untried) = (differences.into_inner().unwrap(), untried.into_inner().unwrap());
+    eprintln!("not tried, for the machine is too busy: {untried:?}");
     assert!(differences.is_empty(), "\n{}\n", differences.join("\n"));
 }

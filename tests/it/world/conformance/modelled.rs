@@ -6,7 +6,7 @@ use quorate::etcd::MemberId;
 use quorate::etcd::survey::Alarm;
 use quorate::etcd::version::Minor;
 
-use super::{Call, Reply, Row, Subject, TOKEN, http};
+use super::{Call, Reply, Row, Subject, TOKEN};
 use crate::world::etcd::{Disk, Error, Etcd, Member, Millis, Start};
 
 /// A second's beginning.
@@ -105,7 +105,7 @@ impl Subject for Modelled {
         let answer = self.answer(name, call);
         if let Err(Error::Timeout | Error::TransferTimeout) = answer {
             // The client has waited.
-            self.now += http::DEADLINE_MILLIS;
+            self.now += call.deadline().as_secs() * 1000;
             self.etcd.advance(self.now);
         }
         answer.map_err(|error| error.message().to_owned())

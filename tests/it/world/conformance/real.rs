@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::http::{self, base64, number};
-use super::{Call, PATIENCE, Reply, Row, Subject, TOKEN, minor_text};
+use super::{Call, PATIENCE, Reply, Row, STUCK, Subject, TOKEN, minor_text};
 use crate::world::etcd::Millis;
 
 /// The folder with `etcd-3.5/etcd`, `etcd-3.6/etcd` and `etcd-3.7/etcd`.
@@ -167,7 +167,7 @@ impl Subject for Real {
     }
 
     fn is_connected(&mut self, name: &str, member: MemberId) -> bool {
-        let metrics = http::get(self.member(name).client, "/metrics").unwrap_or_default();
+        let Some(metrics) = http::get(self.member(name).client, "/metrics") else { return true };
         let peer = format!("Remote=\"{member}\"}} ");
         let mut active = metrics.lines().filter(|line| line.starts_with("etcd_network_active_peers"));
         active.any(|line| line.split_once(&peer).is_some_and(|(_, count)| count != "0"))
@@ -205,7 +205,9 @@ impl Process {
                 return Ok(());
             }
             let log = || String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();
-            assert!(Instant::now() < end, "etcd neither runs nor ends: {}", log());
+            if Instant::now() > end {
+                return Err(format!("{STUCK}: {}", log()));
+            }
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -236,7 +238,7 @@ impl Drop for Process {
 }
 
 fn ask(client: SocketAddr, call: &Call<'_>) -> Result<Reply, String> {
-    let post = |path: &str, body: Value| http::post(client, path, &body);
+    let post = |path: &str, body: Value| http::post(client, path, &body, call.deadline());
     match call {
         Call::Status => {
             let answer = post("/v3/maintenance/status", json!({}))?;
