@@ -101,7 +101,7 @@ fn list(voters: &[u64], learners: &[u64]) -> Vec<ListedMember> {
 }
 
 /// What a voter of that list answers.
-fn answer(id: u64, members: &[ListedMember]) -> Answer {
+pub(crate) fn answer(id: u64, members: &[ListedMember]) -> Answer {
     Answer {
         cluster_id: CLUSTER,
         member_id: MemberId(id),

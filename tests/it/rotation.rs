@@ -9,7 +9,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use quorate::api::EtcdCluster;
 use quorate::api::cluster::BootstrapStatus;
-use quorate::etcd::survey::{Answer, ListedMember, QuorumAnswer};
+use quorate::etcd::survey::{Answer, ListedMember};
 use quorate::etcd::{ClusterId, MemberId};
 use quorate::operator::cluster::credentials::{
     self, Authority, Credentials, Leaf, LeafState, SecretState, brought, problems,
@@ -26,6 +26,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use serde_json::{Value, json};
+
+use crate::plan::answer;
 
 const MEMBERS: [&str; 3] = ["main-0", "main-1", "main-2"];
 
@@ -307,19 +309,7 @@ fn retiring(secrets: &Secrets, accept_old: [bool; 3]) -> Observed {
         let name = (*name).to_owned();
         observed.credentials.presented.insert(name.clone(), seen(true, Some(accepts_old)));
         observed.record.members.insert(name.clone(), MemberId(id));
-        let answer = Answer {
-            cluster_id: ClusterId(1),
-            member_id: MemberId(id),
-            leader: Some(MemberId(0)),
-            learner: false,
-            raft_term: 2,
-            applied_index: 100,
-            revision: 50,
-            db_size_bytes: 4096,
-            version: "3.6.16".to_owned(),
-            errors: Vec::new(),
-            quorum: Some(QuorumAnswer { members: list.clone(), alarms: Vec::new() }),
-        };
+        let answer = Answer { cluster_id: ClusterId(1), ..answer(id, &list) };
         observed.survey.insert(name.clone(), Ok(answer));
         let pod = MemberPod {
             uid: format!("pod-{name}"),

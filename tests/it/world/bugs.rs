@@ -5,6 +5,7 @@
 use quorate::etcd::MemberId;
 use quorate::etcd::membership::Call;
 use quorate::operator::cluster::desired::Desired;
+use quorate::operator::cluster::manifests::pod::voter_label;
 use quorate::operator::cluster::observed::Observed;
 use quorate::operator::cluster::plan::{Change, Ensure, Plan, Premise, Step, plan};
 use quorate::operator::context::Planner;
@@ -122,7 +123,7 @@ fn uses_names_again(desired: &Desired, observed: &Observed) -> Plan {
         observed.volumes.contains_key(&name) || observed.pods.contains_key(&name)
     };
     let free = (0..1000).find(|serial| !taken(serial)).unwrap_or_default();
-    let good = plan(desired, &seen);
+    let mut good = plan(desired, &seen);
     if good.record.is_some() {
         return good;
     }
@@ -130,30 +131,20 @@ fn uses_names_again(desired: &Desired, observed: &Observed) -> Plan {
     let again = plan(desired, &seen);
     if again.record.is_some() {
         // The good planner would put the number right first: this one just goes on.
-        let mut ensure = good.ensure;
-        for item in &mut ensure {
+        for item in &mut good.ensure {
             if let Ensure::Create { kind: "PersistentVolumeClaim", manifest } = item {
                 manifest["metadata"]["name"] = names::member(&desired.name, free).into();
             }
         }
-        return Plan { ensure, ..again_without_record(good.step, good.findings) };
+        return good;
     }
     again
-}
-
-fn again_without_record(
-    step: Option<Step>,
-    findings: Vec<quorate::operator::cluster::plan::Finding>,
-) -> Plan {
-    Plan { step, findings, ..Plan::default() }
 }
 
 fn lets_clients_in_to_learners(desired: &Desired, observed: &Observed) -> Plan {
     let mut good = plan(desired, observed);
     for (name, pod) in observed.pods.iter().filter(|(name, _)| observed.record.joining.contains(*name)) {
-        let labels = json!({names::ROLE: names::VOTER});
-        let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": desired.namespace, "uid": pod.uid, "labels": labels}});
-        good.ensure.push(Ensure::Apply { kind: "Pod", manifest });
+        good.ensure.push(Ensure::Apply { kind: "Pod", manifest: voter_label(desired, name, &pod.uid, true) });
     }
     good
 }
@@ -164,9 +155,7 @@ fn lets_clients_in_early(desired: &Desired, observed: &Observed) -> Plan {
         return good;
     }
     for (name, pod) in &observed.pods {
-        let labels = json!({names::ROLE: names::VOTER});
-        let manifest = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": desired.namespace, "uid": pod.uid, "labels": labels}});
-        good.ensure.push(Ensure::Apply { kind: "Pod", manifest });
+        good.ensure.push(Ensure::Apply { kind: "Pod", manifest: voter_label(desired, name, &pod.uid, true) });
     }
     good
 }

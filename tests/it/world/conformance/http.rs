@@ -4,6 +4,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use k8s_openapi::ByteString;
 use serde_json::Value;
 
 /// A page is ready at once or not at all.
@@ -77,16 +78,8 @@ pub(super) fn number(value: &Value) -> u64 {
 
 /// Keys and values are in base64.
 pub(super) fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let word = (0..3).fold(0_u32, |word, place| word << 8 | u32::from(*chunk.get(place).unwrap_or(&0)));
-        for place in 0..4 {
-            let digit = DIGITS[(word >> (18 - 6 * place) & 63) as usize];
-            text.push(if place <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    text
+    let encoded = serde_json::to_value(ByteString(bytes.to_vec())).unwrap();
+    encoded.as_str().unwrap().to_owned()
 }
 
 #[test]
