@@ -283,9 +283,9 @@ async fn auth_is(story: &Story, word: &str) {
 #[tokio::test]
 async fn secrets_of_the_user_are_mounted_checked_and_never_written() {
     story("brought", async |story| {
-        let secrets = brought(&story.namespace);
+        let secrets = brought(&story.namespace, "main", "mine");
         let api = story.api::<Secret>();
-        for (name, data) in secrets.iter().filter(|(name, _)| **name != "mine-peer") {
+        for (name, data) in secrets.iter().filter(|(name, _)| *name != "mine-peer") {
             api.create(&PostParams::default(), &secret(name, data)).await.unwrap();
         }
         let names = json!({"server": "mine-server", "peer": "mine-peer", "operator": "mine-operator"});
@@ -316,7 +316,7 @@ async fn secrets_of_the_user_are_mounted_checked_and_never_written() {
     .await;
 }
 
-fn secret(name: &str, data: &BTreeMap<String, String>) -> Secret {
+pub(crate) fn secret(name: &str, data: &BTreeMap<String, String>) -> Secret {
     let data = data.iter().map(|(key, value)| (key.clone(), ByteString(value.clone().into_bytes())));
     Secret {
         metadata: kube::api::ObjectMeta { name: Some(name.to_owned()), ..Default::default() },
@@ -325,8 +325,12 @@ fn secret(name: &str, data: &BTreeMap<String, String>) -> Secret {
     }
 }
 
-/// What a user would let cert-manager make.
-fn brought(namespace: &str) -> BTreeMap<&'static str, BTreeMap<String, String>> {
+/// What a user would let cert-manager make for a cluster: PREFIX-server and so on.
+pub(crate) fn brought(
+    namespace: &str,
+    cluster: &str,
+    prefix: &str,
+) -> BTreeMap<String, BTreeMap<String, String>> {
     use rcgen::{
         BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     };
@@ -350,13 +354,14 @@ fn brought(namespace: &str) -> BTreeMap<&'static str, BTreeMap<String, String>> 
         ])
     };
     let (clients, peers) = (authority("clients"), authority("peers"));
-    let members = format!("*.main-peers.{namespace}.svc");
-    let service = format!("main.{namespace}.svc");
+    let members = format!("*.{cluster}-peers.{namespace}.svc");
+    let service = format!("{cluster}.{namespace}.svc");
     let all = vec![members.clone(), service, "localhost".to_owned()];
     let own = vec![format!("{members}.cluster.local"), members];
     BTreeMap::from([
-        ("mine-server", leaf(&clients, "server", &all)),
-        ("mine-peer", leaf(&peers, "peer", &own)),
-        ("mine-operator", leaf(&clients, "root", &[])),
+        (format!("{prefix}-server"), leaf(&clients, "server", &all)),
+        (format!("{prefix}-peer"), leaf(&peers, "peer", &own)),
+        (format!("{prefix}-operator"), leaf(&clients, "root", &[])),
+        (format!("{prefix}-client"), leaf(&clients, "client", &[])),
     ])
 }

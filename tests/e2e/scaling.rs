@@ -9,7 +9,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::support::{Story, eventually, full, kill_in_pod, story};
+use crate::support::{Story, eventually, full, kill_in_pod, story, story_alone};
 use quorate::etcd::connect::connect;
 
 /// An operator lives so long.
@@ -115,7 +115,7 @@ async fn reaches(story: &Story, members: i32) {
 
 async fn scales(sizes: &[i32], version: &str, kill: bool) {
     let name = format!("scale{}", sizes.len());
-    story(&name, async |story| {
+    let tell = async |story: &Story| {
         let (first, rest) = sizes.split_first().expect("a story has sizes");
         story.create(json!({"replicas": first, "version": version})).await;
         story.healthy().await;
@@ -160,8 +160,9 @@ async fn scales(sizes: &[i32], version: &str, kill: bool) {
             written.longest_gap.as_secs_f64(),
             even.as_secs_f64(),
         );
-    })
-    .await;
+    };
+    // All stories share the operators: what they do while these die is no measure of theirs.
+    if kill { story_alone(&name, tell).await } else { story(&name, tell).await }
 }
 
 #[tokio::test]
@@ -185,6 +186,6 @@ async fn one_to_five_and_back_and_seven() {
         scales(&[1, 3, 5, 3, 1], "3.6", true).await;
         scales(&[3, 7, 3], "3.6", true).await;
     } else {
-        scales(&[3, 1], "3.6", true).await;
+        scales(&[3, 1], "3.6", false).await;
     }
 }
