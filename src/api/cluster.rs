@@ -191,6 +191,9 @@ pub struct EtcdClusterSpec {
     #[x_kube(validation = rules::flags_are_names())]
     #[x_kube(validation = rules::flags_are_not_owned())]
     pub extra_args: BTreeMap<String, String>,
+    /// When the operator replaces a member by itself.
+    #[serde(default)]
+    pub repair: RepairSpec,
     /// Encryption and authentication of connections.
     #[serde(default)]
     pub tls: TlsSpec,
@@ -499,6 +502,38 @@ pub struct AuthSpec {
     pub enabled: bool,
 }
 
+/// When the operator replaces a member by itself. Each repair is an EtcdMemberReplacement with the label
+/// quorate.dev/created-by: repair. None begins without a quorum of healthy voters beside the member, or while another
+/// replacement runs. An edit takes effect at once.
+#[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairSpec {
+    /// Auto (the operator repairs) or Manual (it only says what it would do). Default: Auto.
+    #[serde(default)]
+    pub mode: RepairMode,
+    /// How long a member may be down, with nothing known to be wrong with its data, before it is replaced, as a
+    /// duration of at least 10s. Data that are proven to be lost, damaged or older than they were are repaired at
+    /// once. Default: 10m.
+    #[serde(default = "default_unhealthy_after")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = rules::is_duration("repair.unhealthyAfter"))]
+    pub unhealthy_after: String,
+    /// How many members that were merely down may be replaced within an hour; 0 replaces none. Default: 3.
+    #[serde(default = "default_max_per_hour")]
+    #[schemars(range(min = 0, max = 100))]
+    pub max_per_hour: i32,
+}
+
+/// Whether the operator repairs.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum RepairMode {
+    /// It repairs.
+    #[default]
+    Auto,
+    /// It says what it would do.
+    Manual,
+}
+
 /// What the operator saw and did. Written by the operator only.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
 #[serde(rename_all = "camelCase")]
@@ -624,6 +659,9 @@ pub struct MemberStatus {
     /// Healthy, or a reason that says what is wrong.
     #[serde(default)]
     pub health: String,
+    /// Since when it has not been healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unhealthy_since: Option<String>,
     /// What is known of it, in a sentence, while it is not healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
@@ -672,6 +710,12 @@ fn default_leaf_life() -> String {
 fn default_authority_life() -> String {
     "87600h".into()
 }
+fn default_unhealthy_after() -> String {
+    "10m".into()
+}
+fn default_max_per_hour() -> i32 {
+    3
+}
 fn default_resources() -> ResourceRequirements {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     let requests = BTreeMap::from([
@@ -698,6 +742,16 @@ impl Default for RotationSpec {
             renew_before: default_renew_before(),
             leaf_life: default_leaf_life(),
             authority_life: default_authority_life(),
+        }
+    }
+}
+
+impl Default for RepairSpec {
+    fn default() -> Self {
+        Self {
+            mode: RepairMode::default(),
+            unhealthy_after: default_unhealthy_after(),
+            max_per_hour: default_max_per_hour(),
         }
     }
 }

@@ -8,10 +8,12 @@ pub mod condition;
 pub mod duration;
 pub mod quantity;
 pub mod reason;
+pub mod replacement;
 mod rules;
 pub mod schema;
 
 pub use cluster::{EtcdCluster, EtcdClusterSpec, EtcdClusterStatus};
+pub use replacement::EtcdMemberReplacement;
 
 /// The API group of every kind.
 pub const GROUP: &str = "quorate.dev";

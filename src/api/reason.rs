@@ -81,6 +81,18 @@ pub enum Reason {
     VolumeCannotGrow,
     /// The volume of a member that has left is kept.
     VolumeRetired,
+    /// A member makes way for another.
+    Replacing,
+    /// A member has made way for another.
+    Replaced,
+    /// A replacement waits for its turn.
+    ReplacementPending,
+    /// A replacement cannot be done; nothing was touched.
+    ReplacementRejected,
+    /// A replacement was begun and could not be finished.
+    ReplacementFailed,
+    /// A member needs a repair that the operator does not do by itself.
+    RepairRefused,
     /// A changed spec applies to new Pods only.
     RollOutPending,
     /// No progress for `progressDeadline`.
@@ -166,6 +178,12 @@ impl Reason {
         Self::VolumeGrowing,
         Self::VolumeCannotGrow,
         Self::VolumeRetired,
+        Self::Replacing,
+        Self::Replaced,
+        Self::ReplacementPending,
+        Self::ReplacementRejected,
+        Self::ReplacementFailed,
+        Self::RepairRefused,
         Self::RollOutPending,
         Self::ProgressDeadlineExceeded,
         Self::ClusterIDMismatch,
@@ -220,6 +238,9 @@ impl Reason {
                 | R::AuthDisabled
                 | R::PausedByUser
                 | R::Recovering
+                | R::Replacing
+                | R::Replaced
+                | R::ReplacementPending
                 | R::RollOutPending
                 | R::Deleting
         )

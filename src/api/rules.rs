@@ -406,3 +406,49 @@ pub(super) fn flags_are_not_owned() -> Rule {
     }
     explained(format!("self.all(flag, !(flag in [{}]))", all.join(", ")), &message)
 }
+
+/// `field` is the path below `spec`.
+pub(super) fn is_duration(field: &str) -> Rule {
+    explained(
+        format!("self.matches('{DURATION}') && duration(self) >= duration('10s')"),
+        &format!("'{field} ' + self + ' is not a duration of at least 10s. Use one such as 10m or 1h30m.'"),
+    )
+}
+
+/// `field` is the path below `spec`.
+pub(super) fn is_hexadecimal(field: &str) -> Rule {
+    explained(
+        "self.matches('^[0-9a-fA-F]+$')".to_owned(),
+        &format!(
+            "'{field} ' + self + ' is not hexadecimal. Copy it from kubectl get ec -o yaml, such as 8e9e05c52164694d.'"
+        ),
+    )
+}
+
+/// A replacement is done once: what it asked for must be what was done.
+pub(super) fn replacement_stays() -> Rule {
+    Rule::new("!has(oldSelf.spec) || self.spec == oldSelf.spec").message(
+        "spec of an EtcdMemberReplacement cannot change: it is done once. Delete it, which takes back what has not \
+         begun, and create another one.",
+    )
+}
+
+pub(super) fn one_member_is_named() -> Rule {
+    Rule::new("[has(self.member), has(self.memberID), has(self.node)].exists_one(given, given)").message(
+        "exactly one of member, memberID and node must be given, so that it is clear who is replaced. Keep one of \
+         them.",
+    )
+}
+
+pub(super) fn kept_volumes_are_removed_first() -> Rule {
+    Rule::new("!(self.volume == 'Keep' && self.strategy == 'AddFirst')").message(
+        "volume Keep and strategy AddFirst contradict each other: the old member uses the volume until it has left. \
+         Use volume New, or strategy RemoveFirst.",
+    )
+}
+
+pub(super) fn kept_volumes_stay_as_they_are() -> Rule {
+    Rule::new("!(self.volume == 'Keep' && (has(self.storage) || has(self.placement)))").message(
+        "storage and placement are of a new volume, but volume is Keep. Use volume New, or remove them.",
+    )
+}

@@ -6,7 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::json;
 
-use super::EtcdCluster;
+use super::{EtcdCluster, EtcdMemberReplacement};
 
 /// Longest value of a map of strings: etcd's longest flags are lists of ciphers and of origins.
 const LONGEST_VALUE: i64 = 4096;
@@ -20,19 +20,38 @@ const LONGEST_AMOUNT: i64 = 32;
 
 /// Every CRD of this project.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    vec![etcd_cluster()]
+    vec![etcd_cluster(), etcd_member_replacement()]
+}
+
+/// The root of each version's schema.
+fn roots(definition: &mut CustomResourceDefinition) -> impl Iterator<Item = &mut JSONSchemaProps> {
+    let versions = definition.spec.versions.iter_mut();
+    versions.filter_map(|version| version.schema.as_mut()?.open_api_v3_schema.as_mut())
+}
+
+/// An object that no operator has seen must not look finished to Argo CD, Flux and `kubectl wait`.
+fn unseen_at_first(root: &mut JSONSchemaProps) {
+    if let Some(status) = property(root, &["status"]) {
+        status.default = Some(JSON(json!({"observedGeneration": -1})));
+    }
+}
+
+fn etcd_member_replacement() -> CustomResourceDefinition {
+    let mut definition = EtcdMemberReplacement::crd();
+    for root in roots(&mut definition) {
+        unseen_at_first(root);
+        if let Some(selector) = property(root, &["spec", "placement", "nodeSelector"]) {
+            bound_values(selector);
+        }
+        unwrap_paragraphs(root);
+    }
+    definition
 }
 
 fn etcd_cluster() -> CustomResourceDefinition {
     let mut definition = EtcdCluster::crd();
-    for version in &mut definition.spec.versions {
-        let Some(root) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) else {
-            continue;
-        };
-        if let Some(status) = property(root, &["status"]) {
-            // An object that no operator has seen must not look finished to Argo CD, Flux and `kubectl wait`.
-            status.default = Some(JSON(json!({"observedGeneration": -1})));
-        }
+    for root in roots(&mut definition) {
+        unseen_at_first(root);
         if let Some(resources) = property(root, &["spec", "resources"]) {
             // Refers to a part of the Pod that we do not offer.
             resources.properties.get_or_insert_default().remove("claims");

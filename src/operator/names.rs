@@ -20,6 +20,23 @@ pub const STARTED: &str = "quorate.dev/started";
 pub const INCARNATION: &str = "quorate.dev/incarnation";
 /// Annotation on a volume: `joining`, `member` or `retired`.
 pub const STATE: &str = "quorate.dev/state";
+/// Annotation on a volume: `wipe` or `leave`, and the ID of the member that makes way for another.
+pub const INTENT: &str = "quorate.dev/intent";
+/// Annotation on a volume: ID of the member that its member is to replace.
+pub const REPLACES: &str = "quorate.dev/replaces";
+/// Annotation on a volume: a size of its own, to which spec.storage.size does not apply.
+pub const SIZE: &str = "quorate.dev/size";
+/// Annotation on a volume: further labels that the node of its member must have, as JSON.
+pub const NODE_SELECTOR: &str = "quorate.dev/node-selector";
+/// Label on an EtcdMemberReplacement: [`REPAIR`] where the operator made it.
+pub const CREATED_BY: &str = "quorate.dev/created-by";
+/// Value of [`CREATED_BY`].
+pub const REPAIR: &str = "repair";
+/// Annotation on an EtcdMemberReplacement that the operator made: why.
+pub const WHY: &str = "quorate.dev/why";
+/// Annotation on an EtcdMemberReplacement that the operator made: `true` if nothing was proven but that its member was
+/// down, so that spec.repair.maxPerHour counts it.
+pub const COUNTED: &str = "quorate.dev/counted";
 /// Annotation on a Pod: hash of what the spec made of it.
 pub const TEMPLATE: &str = "quorate.dev/template";
 /// Annotation on a PodDisruptionBudget: the members that clients reach.

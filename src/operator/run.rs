@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use kube::api::{ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::controller::{Action, Config as ControllerConfig, Controller, Error as ControllerError};
 use kube::runtime::reflector::ObjectRef;
@@ -15,13 +16,13 @@ use kube::{Api, Client, ResourceExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::cluster::reconcile::{ReconcileError, pause_after, publish_mistake, reconcile};
+use super::cluster::reconcile::{ReconcileError, pause_after, publish_mistake, reconcile, reject_orphans};
 use super::context::{Authority, Clock, Context};
 use super::lead::Candidate;
 use super::metrics::{Metrics, ReconcileLabels};
 use super::names;
 use super::serve::serve;
-use crate::api::EtcdCluster;
+use crate::api::{EtcdCluster, EtcdMemberReplacement};
 use crate::etcd::change::Dialled;
 use crate::etcd::survey::chain;
 
@@ -149,6 +150,16 @@ impl Scope {
     }
 }
 
+impl Scope {
+    fn replacements(&self, client: &Client) -> Api<DynamicObject> {
+        let resource = ApiResource::erase::<EtcdMemberReplacement>(&());
+        match self {
+            Self::All => Api::all_with(client.clone(), &resource),
+            Self::One(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        }
+    }
+}
+
 /// A watch only says "look there", so nothing but metadata is watched: what is decided is decided on what `observe`
 /// reads anew, one object that cannot be read (stored under another version of the CRD) hides no other, and no copy
 /// of any object is kept.
@@ -162,6 +173,12 @@ async fn controller(scope: Scope, context: Arc<Context>) {
         .watches(scope.api::<Seen<Pod>>(client), ours.clone(), |pod| named(&pod))
         .watches(scope.api::<Seen<PersistentVolumeClaim>>(client), ours.clone(), |claim| named(&claim))
         .watches(scope.api::<Seen<Service>>(client), ours.clone(), |service| named(&service))
+        .watches_with(
+            scope.replacements(client),
+            ApiResource::erase::<EtcdMemberReplacement>(&()),
+            watcher::Config::default(),
+            |request: DynamicObject| replaced(&request),
+        )
         .watches(scope.api::<Seen<ConfigMap>>(client), ours, |config| named(&config));
     clusters
         .run(measured, |object, error, context| backed_off(&object, error, &context), context.clone())
@@ -169,11 +186,21 @@ async fn controller(scope: Scope, context: Arc<Context>) {
             Ok(_) => {}
             // It was deleted: kube knows it no more, so this is where that is heard of.
             Err(ControllerError::ObjectNotFound(gone)) => {
-                context.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+                let namespace = gone.namespace.unwrap_or_default();
+                context.forget(&namespace, &gone.name);
+                if let Err(error) = reject_orphans(&context, &namespace, &gone.name).await {
+                    tracing::warn!(error = %chain(&error), "cannot tell a replacement that its cluster does not exist");
+                }
             }
             Err(error) => tracing::warn!(error = %chain(&error), "reconcile ended with an error"),
         })
         .await;
+}
+
+/// The cluster that a replacement is about. Its spec is read as it comes: one that cannot be parsed hides no other.
+fn replaced(request: &DynamicObject) -> Option<ObjectRef<Seen<EtcdCluster>>> {
+    let cluster = request.data.pointer("/spec/clusterRef/name")?.as_str()?;
+    Some(ObjectRef::new(cluster).within(&request.namespace()?))
 }
 
 /// An object as it is watched.

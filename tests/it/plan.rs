@@ -50,9 +50,12 @@ pub(crate) fn nothing() -> Observed {
         credentials: quorate::operator::cluster::credentials::Credentials::default(),
         children: BTreeMap::new(),
         missing_storage_class: None,
+        missing_classes: BTreeSet::new(),
         expandable_classes: BTreeSet::new(),
         addresses: BTreeMap::new(),
         survey: BTreeMap::new(),
+        requests: Vec::new(),
+        now: jiff::Timestamp::UNIX_EPOCH,
     }
 }
 
@@ -70,6 +73,10 @@ pub(crate) fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Vol
         started: identity.is_some(),
         identity,
         incarnation: 0,
+        intent: None,
+        replaces: None,
+        own_size: false,
+        node_selector: BTreeMap::new(),
     }
 }
 

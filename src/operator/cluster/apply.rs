@@ -13,7 +13,8 @@ use super::desired::Desired;
 use super::issue::{IssueError, change_authority, issue_authority, issue_leaf};
 use super::manifests::metadata;
 use super::observed::Observed;
-use super::plan::{Change, Ensure, Finding, Plan, Premise, Step, Unlisted};
+use super::plan::{Change, Ensure, Finding, Plan, Premise, Step, Told, Unlisted};
+use crate::api::GROUP;
 use crate::api::reason::Reason;
 use crate::etcd::MemberId;
 use crate::etcd::authorize;
@@ -130,6 +131,11 @@ pub async fn apply(
         }
         applied.changed = true;
     }
+    for told in &plan.requests {
+        tell(context, desired, told).await?;
+        applied.notes.extend(told.note.clone());
+        applied.changed = true;
+    }
     match &plan.step {
         None => {}
         Some(Step::DeletePod(premise)) => {
@@ -206,7 +212,7 @@ async fn make(
             return Ok(());
         }
     };
-    if !is_premise(change, &roll) {
+    if !is_premise(change, &roll) || !still_answer(context, observed).await {
         applied.refused = Some(changed_meanwhile());
         return Ok(());
     }
@@ -222,6 +228,20 @@ async fn make(
         applied.notes.push((Reason::MembershipChanged, change.why.clone()));
     }
     Ok(())
+}
+
+/// Asks everyone who answered at the look once more: a change counts on each of them, learners included, and what was
+/// seen is as old as everything that this pass has written since.
+async fn still_answer(context: &Context, observed: &Observed) -> bool {
+    let answered = |name: &String| observed.survey.get(name).is_some_and(Result::is_ok);
+    let members = observed.addresses.iter().filter(|(name, _)| answered(name));
+    let members: BTreeMap<_, _> = members.map(|(name, address)| (name.clone(), address.clone())).collect();
+    let now = context.etcd.survey(members, observed.credentials.operator.clone()).await;
+    let what = |answer: &Answer| (answer.member_id, answer.quorum.is_some());
+    now.iter().all(|(name, answer)| {
+        let before = observed.survey.get(name).and_then(|answer| answer.as_ref().ok());
+        before.map(what) == answer.as_ref().ok().map(what)
+    })
 }
 
 /// Names are no part of it: a member publishes its own when it starts.
@@ -252,7 +272,9 @@ fn unreachable(member: &str) -> Finding {
 }
 
 fn changed_meanwhile() -> Finding {
-    refused(&ChangeError::Wait("the member list or the leader has changed since the look".to_owned()))
+    refused(&ChangeError::Wait(
+        "not asked, since members, leader or who answers have changed since the look".to_owned(),
+    ))
 }
 
 async fn create_authority(context: &Context, desired: &Desired) -> Result<(), ApplyError> {
@@ -266,12 +288,36 @@ fn secret(desired: &Desired, name: &str, type_: &str, data: &BTreeMap<String, St
 }
 
 fn api(context: &Context, desired: &Desired, kind: &str) -> Api<DynamicObject> {
-    let group = match kind {
-        "PodDisruptionBudget" => "policy",
-        _ => "",
+    let (group, version) = match kind {
+        "PodDisruptionBudget" => ("policy", "v1"),
+        "EtcdMemberReplacement" => (GROUP, "v1alpha1"),
+        _ => ("", "v1"),
     };
-    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, "v1", kind));
+    let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
     Api::namespaced_with(context.client.clone(), &desired.namespace, &resource)
+}
+
+/// The status of an EtcdMemberReplacement; the version that was read is the premise.
+async fn tell(context: &Context, desired: &Desired, told: &Told) -> Result<(), ApplyError> {
+    let Told { name, resource_version, status, note: _ } = told;
+    let kind = "EtcdMemberReplacement";
+    let patch = json!({
+        "apiVersion": format!("{GROUP}/v1alpha1"),
+        "kind": kind,
+        "metadata": {"name": name, "resourceVersion": resource_version},
+        "status": status,
+    });
+    let parameters = PatchParams::apply(names::MANAGER).force();
+    let api = api(context, desired, kind);
+    let patch = Patch::Apply(patch);
+    write(
+        context,
+        "write the status of",
+        format!("{kind} {name}"),
+        api.patch_status(name, &parameters, &patch),
+    )
+    .await?;
+    Ok(())
 }
 
 /// Server-side apply: we say what is ours, and take it back from whoever changed it.

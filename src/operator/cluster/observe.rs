@@ -6,7 +6,7 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::ListParams;
+use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,8 +14,10 @@ use serde_json::Value;
 
 use super::desired::Desired;
 use super::inspect::{certificates, inspect};
-use super::observed::{MemberPod, Observed, Record, Volume};
+use super::observed::{MemberPod, Observed, Record, Request, Volume};
+use crate::api::EtcdMemberReplacement;
 use crate::api::cluster::EtcdClusterStatus;
+use crate::api::replacement::Phase;
 use crate::etcd::connect::Address;
 use crate::etcd::flags::CLIENT_PORT;
 use crate::operator::context::{Context, REQUEST_DEADLINE};
@@ -47,11 +49,17 @@ pub async fn observe(
     status: Option<&EtcdClusterStatus>,
 ) -> Result<Observed, ObserveError> {
     let mut record = Record::of(status);
-    let (pods, volumes, children) =
-        tokio::try_join!(pods(context, desired), volumes(context, desired), children(context, desired))?;
-    let (mut credentials, (missing_storage_class, expandable_classes)) = tokio::try_join!(
+    let (pods, volumes, children, requests) = tokio::try_join!(
+        pods(context, desired),
+        volumes(context, desired),
+        children(context, desired),
+        requests(context, &desired.namespace, &desired.name)
+    )?;
+    let requests: Vec<Request> = requests.iter().map(Request::of).collect();
+    let (mut credentials, (missing_storage_class, expandable_classes), missing_classes) = tokio::try_join!(
         certificates(context, desired, &record, &volumes),
-        classes(context, desired, &volumes)
+        classes(context, desired, &volumes),
+        missing_classes(context, &requests)
     )?;
     let addresses = addresses(desired, &pods);
     let (inspection, survey) = tokio::join!(
@@ -67,10 +75,44 @@ pub async fn observe(
         credentials,
         children,
         missing_storage_class,
+        missing_classes,
         expandable_classes,
         addresses,
         survey,
+        requests,
+        now: context.now(),
     })
+}
+
+/// EtcdMemberReplacements of a cluster, the oldest first.
+pub(super) async fn requests(
+    context: &Context,
+    namespace: &str,
+    cluster: &str,
+) -> Result<Vec<EtcdMemberReplacement>, ObserveError> {
+    let resource = ApiResource::erase::<EtcdMemberReplacement>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
+    let list = read("EtcdMemberReplacements", api.list(&ListParams::default())).await?;
+    // One that was stored under another version of the CRD hides no other.
+    let typed = list.items.into_iter().filter_map(|object| object.try_parse::<EtcdMemberReplacement>().ok());
+    let mut found: Vec<_> = typed.filter(|request| request.spec.cluster_ref.name == cluster).collect();
+    found.sort_by_key(|request| (request.creation_timestamp(), request.name_any()));
+    Ok(found)
+}
+
+/// Storage classes that requests which wait ask for, and that do not exist.
+async fn missing_classes(context: &Context, requests: &[Request]) -> Result<BTreeSet<String>, ObserveError> {
+    let waiting = requests.iter().filter(|request| request.phase() == Phase::Pending);
+    let names = waiting.filter_map(|request| request.spec.storage.as_ref()?.storage_class_name.clone());
+    let names: BTreeSet<String> = names.collect();
+    let api: Api<StorageClass> = Api::all(context.client.clone());
+    let mut missing = BTreeSet::new();
+    for name in names {
+        if read(&format!("StorageClass {name}"), api.get_opt(&name)).await?.is_none() {
+            missing.insert(name);
+        }
+    }
+    Ok(missing)
 }
 
 pub(super) async fn read<T>(

@@ -11,6 +11,9 @@ use super::credentials::Credentials;
 use super::desired::Desired;
 use crate::api::cluster::{BootstrapStatus, EtcdClusterStatus};
 use crate::api::quantity::parse_bytes;
+use crate::api::replacement::{
+    EtcdMemberReplacement, EtcdMemberReplacementSpec, EtcdMemberReplacementStatus, Phase,
+};
 use crate::etcd::connect::Address;
 use crate::etcd::survey::{Answer, ListedMember, Survey};
 use crate::etcd::{ClusterId, MemberId};
@@ -37,12 +40,43 @@ pub struct Observed {
     pub children: BTreeMap<(&'static str, String), Value>,
     /// A storage class that is asked for and does not exist.
     pub missing_storage_class: Option<String>,
+    /// Storage classes that EtcdMemberReplacements ask for and that do not exist.
+    pub missing_classes: BTreeSet<String>,
     /// Storage classes that let a volume grow, of those of volumes that should.
     pub expandable_classes: BTreeSet<String>,
     /// Where each running member is.
     pub addresses: BTreeMap<String, Address>,
     /// What each running member answered.
     pub survey: Survey,
+    /// EtcdMemberReplacements of this cluster, the oldest first.
+    pub requests: Vec<Request>,
+    /// When this look was taken.
+    pub now: jiff::Timestamp,
+}
+
+/// An EtcdMemberReplacement.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Its name.
+    pub name: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// Its generation.
+    pub generation: i64,
+    /// When it was made.
+    pub created: jiff::Timestamp,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// Whether the operator made it, to repair.
+    pub repair: bool,
+    /// Whether `spec.repair.maxPerHour` counts it.
+    pub counted: bool,
+    /// Why the operator made it.
+    pub why: Option<String>,
+    /// What is asked for.
+    pub spec: EtcdMemberReplacementSpec,
+    /// What was done.
+    pub status: EtcdMemberReplacementStatus,
 }
 
 /// The part of the status that is a record, not a report: it decides what may be done.
@@ -60,6 +94,8 @@ pub struct Record {
     pub next_serial: i32,
     /// Marks last surveyed: (term, applied index) by member.
     pub high_water: BTreeMap<String, (u64, u64)>,
+    /// Since when members have not been healthy.
+    pub unhealthy_since: BTreeMap<String, jiff::Timestamp>,
 }
 
 /// A PersistentVolumeClaim of a member's name.
@@ -90,6 +126,24 @@ pub struct Volume {
     pub started: bool,
     /// Incarnation of its data.
     pub incarnation: u32,
+    /// What is meant to become of it.
+    pub intent: Option<Intent>,
+    /// The member that its member is to replace.
+    pub replaces: Option<MemberId>,
+    /// Whether its size is its own, and not the spec's.
+    pub own_size: bool,
+    /// Further labels that its member's node must have.
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// What is meant to become of a volume whose member makes way for another. It names the member's ID, so it means nothing
+/// for whoever uses the volume next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// The member is removed, its data are put aside, and another begins on the volume.
+    Wipe(MemberId),
+    /// The member is removed as soon as another votes in its place.
+    Leave(MemberId),
 }
 
 /// Where a volume's member is in its life.
@@ -180,6 +234,9 @@ impl Record {
             let term = u64::try_from(member.raft_term?).ok()?;
             Some((member.name.clone(), (term, u64::try_from(member.raft_index?).ok()?)))
         };
+        let since = |member: &crate::api::cluster::MemberStatus| {
+            Some((member.name.clone(), member.unhealthy_since.as_deref()?.parse().ok()?))
+        };
         Self {
             bootstrap: status.bootstrap.clone(),
             cluster_id: status.cluster_id.as_deref().and_then(|id| id.parse().ok()),
@@ -192,6 +249,7 @@ impl Record {
                 .collect(),
             next_serial: status.next_serial.unwrap_or_default(),
             high_water: status.members.iter().filter_map(mark).collect(),
+            unhealthy_since: status.members.iter().filter_map(since).collect(),
         }
     }
 
@@ -252,13 +310,67 @@ impl Volume {
             incarnation: annotation(names::INCARNATION)
                 .and_then(|text| text.parse().ok())
                 .unwrap_or_default(),
+            intent: annotation(names::INTENT).and_then(Intent::parse),
+            replaces: annotation(names::REPLACES).and_then(|id| id.parse().ok()),
+            own_size: annotation(names::SIZE).is_some(),
+            node_selector: annotation(names::NODE_SELECTOR)
+                .and_then(|text| serde_json::from_str(text).ok())
+                .unwrap_or_default(),
         }
+    }
+}
+
+impl Intent {
+    fn parse(text: &str) -> Option<Self> {
+        let (word, id) = text.split_once(' ')?;
+        let id = id.parse().ok()?;
+        match word {
+            "wipe" => Some(Self::Wipe(id)),
+            "leave" => Some(Self::Leave(id)),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Intent {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Wipe(id) => write!(formatter, "wipe {id}"),
+            Self::Leave(id) => write!(formatter, "leave {id}"),
+        }
+    }
+}
+
+impl Request {
+    /// Reads an EtcdMemberReplacement.
+    pub fn of(object: &EtcdMemberReplacement) -> Self {
+        let marked = |name: &str| object.annotations().get(name).cloned();
+        Self {
+            name: object.name_any(),
+            resource_version: object.resource_version().unwrap_or_default(),
+            generation: object.metadata.generation.unwrap_or_default(),
+            created: object.creation_timestamp().map(|at| at.0).unwrap_or_default(),
+            deleting: object.metadata.deletion_timestamp.is_some(),
+            repair: object.labels().get(names::CREATED_BY).is_some_and(|by| by == names::REPAIR),
+            counted: marked(names::COUNTED).is_some_and(|text| text == "true"),
+            why: marked(names::WHY),
+            spec: object.spec.clone(),
+            status: object.status.clone().unwrap_or_default(),
+        }
+    }
+
+    /// Where it is in its life.
+    pub fn phase(&self) -> Phase {
+        self.status.phase.unwrap_or_default()
     }
 }
 
 impl Volume {
     /// Whether it was asked for with less than the spec wants now. A size that cannot be read is left alone.
     pub fn is_smaller_than(&self, desired: &Desired) -> bool {
+        if self.own_size {
+            return false;
+        }
         let bytes =
             parse_bytes(&self.requested).and_then(|has| Ok((has, parse_bytes(&desired.spec.storage.size)?)));
         bytes.is_ok_and(|(has, wanted)| has < wanted)

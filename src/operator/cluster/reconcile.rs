@@ -13,10 +13,12 @@ use serde_json::{Value, json};
 use super::apply::{ApplyError, apply, write};
 use super::credentials::LeafState;
 use super::desired::Desired;
-use super::observe::{ObserveError, observe};
-use super::observed::Observed;
+use super::observe::{ObserveError, observe, requests};
+use super::observed::{Observed, Request};
+use super::plan::replacement::without_cluster;
 use super::plan::{Finding, Plan};
 use super::status;
+use crate::api::EtcdMemberReplacement;
 use crate::api::cluster::{EtcdCluster, EtcdClusterStatus};
 use crate::api::condition::{READY, STALLED};
 use crate::api::reason::Reason;
@@ -99,6 +101,7 @@ pub async fn reconcile<K: ResourceExt>(
             Ok(Some(current)) => current,
             Ok(None) => {
                 context.forget(&namespace, &object.name_any());
+                reject_orphans(&context, &namespace, &object.name_any()).await?;
                 return Ok(Action::await_change());
             }
             Err(kube::Error::SerdeError(_)) => {
@@ -167,6 +170,27 @@ async fn pass(
     } else {
         Action::requeue(if quiet { QUIET } else { BUSY })
     }))
+}
+
+/// Requests about a cluster that does not exist: told so, since nobody else will.
+pub async fn reject_orphans(context: &Context, namespace: &str, cluster: &str) -> Result<(), ReconcileError> {
+    let api: Api<EtcdMemberReplacement> = Api::namespaced(context.client.clone(), namespace);
+    for object in requests(context, namespace, cluster).await? {
+        let request = Request::of(&object);
+        let Some(status) = without_cluster(&request, context.now()) else { continue };
+        let patch = json!({
+            "apiVersion": EtcdMemberReplacement::api_version(&()),
+            "kind": EtcdMemberReplacement::kind(&()),
+            "metadata": {"name": request.name, "resourceVersion": request.resource_version},
+            "status": status,
+        });
+        let parameters = PatchParams::apply(names::MANAGER).force();
+        let patch = Patch::Apply(patch);
+        let what = format!("EtcdMemberReplacement {}", request.name);
+        write(context, "write the status of", what, api.patch_status(&request.name, &parameters, &patch))
+            .await?;
+    }
+    Ok(())
 }
 
 /// An EtcdCluster that was stored under another version of its CRD may hold what this operator cannot read. That is

@@ -539,6 +539,7 @@ fn member(observed: &Observed, picture: &Picture, name: &str) -> MemberStatus {
         Some(_) => "follower",
     };
     let mark = observed.record.high_water.get(name);
+    let since = observed.record.unhealthy_since.get(name).unwrap_or(&observed.now);
     let health = match finding {
         _ if healthy => Reason::Healthy,
         Some(finding) => finding.reason,
@@ -552,6 +553,7 @@ fn member(observed: &Observed, picture: &Picture, name: &str) -> MemberStatus {
         role: role.to_owned(),
         joining: observed.record.joining.contains(name),
         health: health.to_string(),
+        unhealthy_since: (!healthy && observed.record.cluster_id.is_some()).then(|| since.to_string()),
         message: finding.filter(|_| !healthy).map(|finding| finding.message.clone()),
         node: observed.pods.get(name).and_then(|pod| pod.node.clone()),
         version: answer.map(|answer| answer.version.clone()),

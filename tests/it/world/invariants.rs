@@ -176,9 +176,19 @@ fn deletes_pod(world: &mut World, request: &Request, truth: &Truth) {
         world.violate("I-1 quorum", &format!("deletes the Pod of {name}, without which there is none"));
     } else if votes && Some(status.member) == truth.leader && !silent {
         world.violate("I-8 leader", &format!("deletes the Pod of the leader {name}"));
-    } else if votes && !silent {
+    } else if votes
+        && !silent
+        && !(asked_for(world, status.member) && truth.alive.len() == truth.voters.len())
+    {
         world.violate("I-2 restraint", &format!("deletes the Pod of {name}, which serves"));
     }
+}
+
+/// Whether a person, or a repair, wants this member to make way and its volume to be used again.
+fn asked_for(world: &World, id: MemberId) -> bool {
+    world.api.all("EtcdMemberReplacement").any(|request| {
+        request["status"]["memberID"] == id.to_string() && request["status"]["volume"] == "Keep"
+    })
 }
 
 fn deletes_volume(world: &mut World, request: &Request, truth: &Truth) {
@@ -260,7 +270,11 @@ pub(crate) fn before_call(world: &mut World, truth: Option<&Truth>, call: &Call)
                 .and_then(|host| host.split('.').next())
                 .unwrap_or_default()
                 .to_owned();
-            if world.witness.former.contains(&name) {
+            // One that was wiped in place keeps its name: its volume's incarnation tells the two apart.
+            let claim = world.api.get("PersistentVolumeClaim", &name);
+            let again =
+                claim.is_some_and(|claim| claim["metadata"]["annotations"]["quorate.dev/incarnation"] != "0");
+            if world.witness.former.contains(&name) && !again {
                 world.violate("I-10 names", &format!("{name} is used for a second member"));
             }
             // A call that was under way for long is etcd's to refuse (`--max-learners`).
@@ -363,6 +377,23 @@ pub(crate) fn acknowledged(world: &mut World, process: &str) {
     if recorded != Some(status.cluster.to_string()) {
         world.violate("I-12 record first", "a write was acknowledged by a cluster that is not on record");
     }
+}
+
+/// Whether a machine cannot know what is right: two voters or more have lost what they knew, or too few have not.
+pub(crate) fn is_beyond_repair(world: &World) -> bool {
+    let recorded = world.cluster().is_some_and(|cluster| text(cluster, "/status/clusterID").is_some());
+    let Some(truth) = Truth::of(world) else { return recorded };
+    let keeps = |(id, name): &(&MemberId, &String)| {
+        let claim = world.api.get("PersistentVolumeClaim", name).map(|claim| identity(claim).1);
+        let Some(disk) = claim.and_then(|claim| world.disks.get(&claim)) else { return false };
+        let running = world.pod(name).and_then(|(_, process)| world.etcd.data(&process));
+        let Some(data) = running.or(disk.data.data.as_deref()) else { return false };
+        let now = (data.log.last_term(), data.log.last());
+        let whole = running.is_some() || !disk.damaged;
+        whole && data.member == **id && world.witness.high.get(id).is_none_or(|high| now >= *high)
+    };
+    let good = truth.voters.iter().filter(keeps).count();
+    good + 1 < truth.voters.len() || good < quorum(truth.voters.len())
 }
 
 /// After every step of time.

@@ -30,6 +30,8 @@ const BACK_OFF: Millis = 1000;
 pub(crate) struct Disk {
     pub(crate) stamp: Option<Stamp>,
     pub(crate) data: etcd::Disk,
+    /// Whether the log cannot be read.
+    pub(crate) damaged: bool,
     /// The node that the volume lives on.
     pub(crate) node: Option<String>,
 }
@@ -43,6 +45,8 @@ pub(crate) struct Container {
     not_before: Millis,
     last_words: Option<(Value, String)>,
     mark: Option<Mark>,
+    /// Incarnation for which this Pod has put data aside.
+    wiped: Option<u32>,
     address: String,
     claim: String,
 }
@@ -209,8 +213,13 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
     let volume = Volume {
         stamp: found(&disk.stamp),
         mark: world.containers[uid].mark.map_or(Found::Nothing, Found::Value),
-        note: Found::Nothing,
-        log: log.map_or(LogFound::Absent, LogFound::Whole),
+        note: world.containers[uid]
+            .wiped
+            .map_or(Found::Nothing, |incarnation| Found::Value(quorate_guard::volume::Note { incarnation })),
+        log: match log {
+            Some(_) if disk.damaged => LogFound::Damaged("crc mismatch".to_owned()),
+            log => log.map_or(LogFound::Absent, LogFound::Whole),
+        },
         database: log.is_some(),
         database_bytes: 0,
         data: log.is_some(),
@@ -220,8 +229,16 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
     };
     let stamp = match decide(&config, &volume) {
         Decision::Start(stamp) => stamp,
-        Decision::StartAfterCleaning(stamp) | Decision::Wipe(stamp) => {
+        Decision::StartAfterCleaning(stamp) => {
             world.disks.entry(claim.clone()).or_default().data = etcd::Disk::default();
+            stamp
+        }
+        Decision::Wipe(stamp) => {
+            let disk = world.disks.entry(claim.clone()).or_default();
+            (disk.data, disk.damaged) = (etcd::Disk::default(), false);
+            if let Some(container) = world.containers.get_mut(uid) {
+                (container.wiped, container.mark) = (Some(stamp.incarnation), None);
+            }
             stamp
         }
         Decision::Refuse(refusal) => return refuse(world, uid, &refusal),

@@ -54,6 +54,10 @@ pub(crate) struct World {
     pub(crate) counted: kubelet::Counted,
     /// Members that the operator cannot reach.
     pub(crate) unreachable: BTreeSet<String>,
+    /// Copies of disks, by the claim's UID.
+    pub(crate) saved: BTreeMap<String, Disk>,
+    /// Requests that people made.
+    pub(crate) asked: u32,
     /// Keys whose write was acknowledged to a client.
     pub(crate) acknowledged: BTreeSet<u64>,
     pub(crate) next_key: u64,
@@ -78,6 +82,8 @@ impl World {
             stale: false,
             counted: kubelet::Counted::default(),
             unreachable: BTreeSet::new(),
+            saved: BTreeMap::new(),
+            asked: 0,
             acknowledged: BTreeSet::new(),
             next_key: 0,
             next_address: 1,

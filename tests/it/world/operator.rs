@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
 
 use super::apiserver::{Request, failure, identity, text};
-use super::etcd::{self, Error};
+use super::etcd::{self, Error, Millis};
 use super::{CLUSTER, NAMESPACE, World, invariants};
 
 /// What goes wrong in a pass. Requests and writes are counted from 1.
@@ -61,8 +61,13 @@ pub(crate) fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
     value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A change of the member list has no effect when it arrives later than this: whoever asked has hung up.
+const HANGS_UP: Millis = 8_000;
+
 /// How a request is to be treated.
 struct Ruling {
+    /// How long it was under way.
+    held: Millis,
     code: Option<u16>,
     crash: bool,
     lose: bool,
@@ -76,6 +81,7 @@ impl Gate {
             orders.writes += usize::from(is_write);
             (orders.fault, orders.requests, orders.writes)
         };
+        let sent = lock(&self.world).now;
         if fault == Some(Fault::Hold(requests)) {
             self.signals.send(Signal::Held).unwrap();
             self.released.notified().await;
@@ -85,6 +91,7 @@ impl Gate {
             _ => None,
         };
         Ruling {
+            held: lock(&self.world).now - sent,
             code,
             crash: is_write && fault == Some(Fault::Crash(writes)),
             lose: is_write && fault == Some(Fault::Lose(writes)),
@@ -359,7 +366,10 @@ impl Members for Way {
             if ruling.code.is_some() {
                 return Err(ChangeError::Unknown("no answer".to_owned()));
             }
-            let result = change(&mut lock(&self.0.world), &member, &call);
+            if ruling.held > HANGS_UP {
+                return Err(ChangeError::Unknown("none within 8s".to_owned()));
+            }
+            let result = change(&mut lock(&self.0.world), &member, &call, ruling.held > 0);
             if ruling.lose {
                 return Err(ChangeError::Unknown("none within 8s".to_owned()));
             }
@@ -369,7 +379,7 @@ impl Members for Way {
     }
 }
 
-fn change(world: &mut World, member: &Address, call: &Call) -> Result<(), ChangeError> {
+fn change(world: &mut World, member: &Address, call: &Call, late: bool) -> Result<(), ChangeError> {
     let process = process(world, member).map_err(ChangeError::Wait)?;
     let before = invariants::Truth::of(world);
     invariants::before_call(world, before.as_ref(), call);
@@ -385,6 +395,9 @@ fn change(world: &mut World, member: &Address, call: &Call) -> Result<(), Change
         Err(error) => format!("etcd: {call}: {}", error.message()),
     };
     world.note(&outcome);
-    invariants::after_effect(world, before.as_ref());
+    // What fails while a call is on its way to etcd, nobody can know.
+    if !late {
+        invariants::after_effect(world, before.as_ref());
+    }
     result.map_err(change_error)
 }

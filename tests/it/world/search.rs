@@ -10,7 +10,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::operator::{Fault, lock};
-use super::story::{Act, Report, tell};
+use super::story::{Act, Report, STRATEGIES, VOLUMES, tell};
 
 /// Stories that `cargo verify` tells.
 const SCHEDULES: u64 = 8_000;
@@ -59,7 +59,23 @@ fn any_act(random: &mut StdRng, version: &'static str) -> Act {
         93 => Act::Size(["16Gi", "32Gi"].choose(random).unwrap()),
         94 => Act::Expandable(random.random_bool(0.5)),
         95 => Act::Delete,
+        96..100 => any_harm(random),
         _ => Act::Create(*[1, 3, 5].choose(random).unwrap(), version),
+    }
+}
+
+/// What happens to a volume, or is asked for about a member.
+fn any_harm(random: &mut StdRng) -> Act {
+    let member = format!("main-{}", random.random_range(0..5));
+    match random.random_range(0..16) {
+        0 => Act::Wipe(member),
+        1 => Act::LoseData(member),
+        2 => Act::Damage(member),
+        3..5 => Act::Copy(member),
+        5..7 => Act::RollBack(member),
+        7 => Act::DeleteVolume(member),
+        8 => Act::TakeBack,
+        _ => Act::Replace(member, STRATEGIES.choose(random).unwrap(), VOLUMES.choose(random).unwrap()),
     }
 }
 

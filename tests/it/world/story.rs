@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 
 use super::apiserver::{Key, identity, text};
 use super::invariants::{self, Truth};
+use super::kubelet::Disk;
 use super::operator::{Fault, Operator, Shared, lock};
-use super::{CLUSTER, NAMESPACE, World, kubelet};
+use super::{CLUSTER, NAMESPACE, World, etcd, kubelet};
 
 /// Rounds of passes and seconds until a world without faults must be at rest.
 const PATIENCE: usize = 240;
@@ -39,6 +40,10 @@ pub(crate) enum Act {
     GoOn(usize),
     /// kill -9 of an operator.
     KillOperator(usize),
+    /// Asks for a member's replacement: strategy and volume.
+    Replace(String, &'static str, &'static str),
+    /// Takes back what was asked for last.
+    TakeBack,
     Wait(u64),
     Put,
     Kill(String),
@@ -48,6 +53,17 @@ pub(crate) enum Act {
     Evict(String),
     NodeDies(String),
     NodeReturns(String),
+    /// `rm -rf` on a member's volume.
+    Wipe(String),
+    /// The same, but for what is not etcd's.
+    LoseData(String),
+    /// The log cannot be read any more.
+    Damage(String),
+    /// Copies a member's volume.
+    Copy(String),
+    /// Puts the copy back.
+    RollBack(String),
+    DeleteVolume(String),
     Cut(String, String),
     Heal(String, String),
     /// The operator cannot reach a member, or can again.
@@ -61,6 +77,8 @@ pub(crate) enum Act {
 
 const OPERATORS: [&str; 2] = ["A", "B"];
 const VERSIONS: [&str; 2] = ["3.5", "3.6"];
+pub(crate) const STRATEGIES: [&str; 3] = ["Auto", "AddFirst", "RemoveFirst"];
+pub(crate) const VOLUMES: [&str; 3] = ["Auto", "Keep", "New"];
 const SIZES: [&str; 3] = ["8Gi", "16Gi", "32Gi"];
 
 impl fmt::Display for Act {
@@ -85,6 +103,16 @@ impl fmt::Display for Act {
             }
             Self::GoOn(operator) => write!(formatter, "go-on {}", OPERATORS[*operator]),
             Self::KillOperator(operator) => write!(formatter, "kill-operator {}", OPERATORS[*operator]),
+            Self::Replace(member, strategy, volume) => {
+                write!(formatter, "replace {member} {strategy} {volume}")
+            }
+            Self::TakeBack => formatter.write_str("take-back"),
+            Self::Wipe(member) => write!(formatter, "wipe {member}"),
+            Self::LoseData(member) => write!(formatter, "lose-data {member}"),
+            Self::Damage(member) => write!(formatter, "damage {member}"),
+            Self::Copy(member) => write!(formatter, "copy {member}"),
+            Self::RollBack(member) => write!(formatter, "roll-back {member}"),
+            Self::DeleteVolume(member) => write!(formatter, "delete-volume {member}"),
             Self::Wait(millis) => write!(formatter, "wait {millis}ms"),
             Self::Put => formatter.write_str("put"),
             Self::Kill(member) => write!(formatter, "kill {member}"),
@@ -137,6 +165,14 @@ impl Act {
             ),
             "go-on" => Self::GoOn(operator(1)?),
             "kill-operator" => Self::KillOperator(operator(1)?),
+            "replace" => Self::Replace(own(1)?, one_of(2, &STRATEGIES)?, one_of(3, &VOLUMES)?),
+            "take-back" => Self::TakeBack,
+            "wipe" => Self::Wipe(own(1)?),
+            "lose-data" => Self::LoseData(own(1)?),
+            "damage" => Self::Damage(own(1)?),
+            "copy" => Self::Copy(own(1)?),
+            "roll-back" => Self::RollBack(own(1)?),
+            "delete-volume" => Self::DeleteVolume(own(1)?),
             "wait" => Self::Wait(number(1)? as u64),
             "put" => Self::Put,
             "kill" => Self::Kill(own(1)?),
@@ -240,7 +276,9 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
         Act::Create(replicas, version) => {
             if world.cluster().is_none() {
                 invariants::new_object(world);
-                let spec = json!({"replicas": replicas, "version": version, "tls": {"mode": "Disabled"}});
+                // Members are given up as soon as the schema allows, so that short stories have it.
+                let repair = json!({"unhealthyAfter": "10s"});
+                let spec = json!({"replicas": replicas, "version": version, "tls": {"mode": "Disabled"}, "repair": repair});
                 world.api.create(key("EtcdCluster", CLUSTER), json!({"spec": spec, "metadata": {}}), &now);
             }
         }
@@ -267,6 +305,32 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
             let class = ("StorageClass", String::new(), "standard".to_owned());
             world.api.change(&class, |class| class["allowVolumeExpansion"] = json!(on));
         }
+        Act::Replace(member, strategy, volume) => {
+            world.asked += 1;
+            let name = format!("ask-{}", world.asked);
+            let spec = json!({"clusterRef": {"name": CLUSTER}, "member": member, "strategy": strategy, "volume": volume});
+            world.api.create(
+                key("EtcdMemberReplacement", &name),
+                json!({"spec": spec, "metadata": {}}),
+                &now,
+            );
+        }
+        Act::TakeBack => {
+            let name = format!("ask-{}", world.asked);
+            world.api.remove(&key("EtcdMemberReplacement", &name));
+        }
+        Act::Wipe(member) => {
+            harm(world, member, |disk, _| (disk.data, disk.stamp) = (etcd::Disk::default(), None))
+        }
+        Act::LoseData(member) => harm(world, member, |disk, _| disk.data = etcd::Disk::default()),
+        Act::Damage(member) => harm(world, member, |disk, _| disk.damaged = disk.data.data.is_some()),
+        Act::RollBack(member) => harm(world, member, |disk, saved| {
+            if let Some(saved) = saved {
+                disk.data = saved.data.clone();
+            }
+        }),
+        Act::Copy(member) => copy(world, member),
+        Act::DeleteVolume(member) => world.api.mark_deleted(&key("PersistentVolumeClaim", member), &now),
         Act::Wait(millis) => kubelet::wait(world, *millis),
         Act::Put => drop(world.put()),
         Act::Kill(member) => {
@@ -320,6 +384,34 @@ fn node_dies(world: &mut World, node: &str) {
         .collect();
     for pod in pods {
         kubelet::stop(world, &pod);
+    }
+}
+
+/// What lies on a member's volume now.
+fn copy(world: &mut World, member: &str) {
+    let Some(claim) = world.api.get("PersistentVolumeClaim", member).map(|claim| identity(claim).1) else {
+        return;
+    };
+    let Some(mut disk) = world.disks.get(&claim).cloned() else { return };
+    if let Some(running) = process(world, member).and_then(|process| world.etcd.disk(&process)) {
+        disk.data = running;
+    }
+    world.saved.insert(claim, disk);
+}
+
+/// Kills a member and does something to its volume.
+fn harm(world: &mut World, member: &str, harm: impl FnOnce(&mut Disk, Option<&Disk>)) {
+    let Some(claim) = world.api.get("PersistentVolumeClaim", member).map(|claim| identity(claim).1) else {
+        return;
+    };
+    if let Some(process) = process(world, member)
+        && let Some(disk) = world.etcd.stop(&process)
+    {
+        kubelet::ended(world, &process, disk, json!({"signal": 9}));
+    }
+    let saved = world.saved.get(&claim);
+    if let Some(disk) = world.disks.get_mut(&claim) {
+        harm(disk, saved);
     }
 }
 
@@ -424,6 +516,12 @@ fn cure(world: &mut World) {
 /// What is not yet as the spec asks for.
 fn at_rest(world: &World) -> Option<String> {
     let cluster = world.cluster()?;
+    if invariants::is_beyond_repair(world) {
+        let told = cluster["status"]["conditions"].to_string();
+        let blocked =
+            ["QuorumLost", "AllMembersLost", "RepairRefused"].iter().any(|word| told.contains(word));
+        return (!blocked).then(|| "it is beyond repair, and nobody is told".to_owned());
+    }
     let wanted =
         cluster["spec"]["replicas"].as_u64().and_then(|count| usize::try_from(count).ok()).unwrap_or(3);
     let Some(truth) = Truth::of(world) else { return Some("the cluster is not on record".to_owned()) };
@@ -457,7 +555,7 @@ fn at_rest(world: &World) -> Option<String> {
 /// At rest: nothing acknowledged is lost, and nobody is there who should not be.
 fn at_last(world: &mut World) {
     invariants::after_time(world);
-    if world.cluster().is_some() && !world.put() {
+    if world.cluster().is_some() && !invariants::is_beyond_repair(world) && !world.put() {
         world.violate("ESR", "clients cannot write");
     }
 }

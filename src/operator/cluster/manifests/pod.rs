@@ -1,5 +1,7 @@
 //! A member's Pod: the guard's copy, then etcd under the guard.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -34,6 +36,8 @@ pub struct Member<'a> {
     pub has_data: bool,
     /// (term, index) below which its log counts as rolled back.
     pub high_water: Option<(u64, u64)>,
+    /// Labels that its node must have beside those of the spec.
+    pub node_selector: &'a BTreeMap<String, String>,
 }
 
 /// The hash of all that the spec makes of a Pod. It says whether a Pod is up to date, so what differs between
@@ -48,6 +52,7 @@ pub fn template_hash(desired: &Desired) -> String {
         identity: None,
         has_data: false,
         high_water: None,
+        node_selector: &BTreeMap::new(),
     };
     let hash = Sha256::digest(spec(desired, &everywhere).to_string());
     hash.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
@@ -101,6 +106,8 @@ fn spec(desired: &Desired, member: &Member) -> Value {
     let template = template(desired);
     let user = template.run_as_user.unwrap_or(DEFAULT_USER);
     let placement = &desired.spec.placement;
+    let mut node_selector = placement.node_selector.clone();
+    node_selector.extend(member.node_selector.clone());
     let mut spec = json!({
         "hostname": member.name,
         "subdomain": names::peers(&desired.name),
@@ -120,7 +127,7 @@ fn spec(desired: &Desired, member: &Member) -> Value {
         "containers": [etcd(desired, member)],
         "volumes": volumes(desired, member),
         "affinity": affinity(desired),
-        "nodeSelector": placement.node_selector,
+        "nodeSelector": node_selector,
         "tolerations": placement.tolerations,
     });
     if let Some(spec) = spec.as_object_mut() {

@@ -1,16 +1,30 @@
 //! A member's PersistentVolumeClaim: the member's record.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::super::desired::Desired;
-use super::super::observed::{Volume, VolumeState};
+use super::super::observed::{Intent, Volume, VolumeState};
 use super::{labels, owner};
 use crate::api::cluster::{AccessMode, OnDelete};
+use crate::api::replacement::ReplacementStorage;
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
 
+/// What a new volume has of its own.
+#[derive(Default)]
+pub struct Special<'a> {
+    /// The member that its member is to replace.
+    pub replaces: Option<MemberId>,
+    /// Where it differs from the cluster's.
+    pub storage: Option<&'a ReplacementStorage>,
+    /// Further labels that its member's node must have.
+    pub node_selector: BTreeMap<String, String>,
+}
+
 /// A new volume. It is created, never applied: an existing one of that name is somebody's data.
-pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
+pub fn volume(desired: &Desired, member: &str, incarnation: i32, special: &Special) -> Value {
     let storage = &desired.spec.storage;
     let access_mode = match storage.access_mode {
         AccessMode::ReadWriteOnce => "ReadWriteOnce",
@@ -18,17 +32,32 @@ pub fn volume(desired: &Desired, member: &str, incarnation: i32) -> Value {
     };
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
+    let own_size = special.storage.and_then(|storage| storage.size.as_ref());
+    let own_class = special.storage.and_then(|storage| storage.storage_class_name.as_ref());
+    let mut annotations =
+        json!({names::STATE: VolumeState::Joining.word(), names::INCARNATION: incarnation.to_string()});
+    let mut note = |name: &str, value: String| annotations[name] = value.into();
+    if let Some(id) = special.replaces {
+        note(names::REPLACES, id.to_string());
+    }
+    if let Some(size) = own_size {
+        note(names::SIZE, size.clone());
+    }
+    if !special.node_selector.is_empty() {
+        note(names::NODE_SELECTOR, json!(special.node_selector).to_string());
+    }
     let metadata = json!({
         "name": member,
         "namespace": desired.namespace,
         "labels": labels,
-        "annotations": {names::STATE: VolumeState::Joining.word(), names::INCARNATION: incarnation.to_string()},
+        "annotations": annotations,
     });
     let mut spec = json!({
         "accessModes": [access_mode],
-        "resources": {"requests": {"storage": storage.size}},
+        "resources": {"requests": {"storage": own_size.unwrap_or(&storage.size)}},
     });
-    if let (Some(class), Some(spec)) = (&storage.storage_class_name, spec.as_object_mut()) {
+    let class = own_class.or(storage.storage_class_name.as_ref());
+    if let (Some(class), Some(spec)) = (class, spec.as_object_mut()) {
         spec.insert("storageClassName".to_owned(), class.as_str().into());
     }
     json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
@@ -44,6 +73,24 @@ pub struct Known {
     pub state: VolumeState,
     /// The size that is asked for.
     pub size: String,
+    /// Incarnation of its data.
+    pub incarnation: u32,
+    /// What is meant to become of it.
+    pub intent: Option<Intent>,
+}
+
+impl Known {
+    /// What is on the volume already.
+    pub fn of(volume: &Volume) -> Self {
+        Self {
+            identity: volume.identity,
+            started: volume.started,
+            state: volume.state,
+            size: volume.requested.clone(),
+            incarnation: volume.incarnation,
+            intent: volume.intent,
+        }
+    }
 }
 
 /// What is known of the member, applied onto its volume; the UID is the premise. All that is ours is said every
@@ -51,22 +98,26 @@ pub struct Known {
 pub fn record(desired: &Desired, member: &str, volume: &Volume, known: &Known) -> Value {
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
+    let mut annotations = json!({
+        names::STATE: known.state.word(),
+        names::INCARNATION: known.incarnation.to_string(),
+        names::STARTED: known.started.to_string(),
+    });
+    if let Some((cluster, id)) = known.identity {
+        annotations[names::CLUSTER_ID] = cluster.to_string().into();
+        annotations[names::MEMBER_ID] = id.to_string().into();
+    }
+    if let Some(intent) = known.intent {
+        annotations[names::INTENT] = intent.to_string().into();
+    }
     let mut metadata = json!({
         "name": member,
         "namespace": desired.namespace,
         "uid": volume.uid,
         "labels": labels,
+        "annotations": annotations,
     });
     set_owner(desired, &mut metadata);
-    if let (Some((cluster, id)), Some(metadata)) = (known.identity, metadata.as_object_mut()) {
-        let annotations = json!({
-            names::STATE: known.state.word(),
-            names::CLUSTER_ID: cluster.to_string(),
-            names::MEMBER_ID: id.to_string(),
-            names::STARTED: known.started.to_string(),
-        });
-        metadata.insert("annotations".to_owned(), annotations);
-    }
     json!({
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",

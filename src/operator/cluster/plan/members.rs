@@ -8,7 +8,7 @@ use super::super::manifests::{pod as pods, volume as volumes};
 use super::super::observed::{MemberPod, Observed, Volume, VolumeState};
 use super::membership::{Joiners, learners_at_once, leaving};
 use super::roster::Roster;
-use super::{Ensure, Finding, Plan, Step, is_ours};
+use super::{Ensure, Finding, Plan, Step, exchange, is_ours};
 use crate::api::reason::Reason;
 use crate::etcd::flags::InitialState;
 use crate::etcd::identity::bootstrap_member_id;
@@ -94,20 +94,39 @@ impl Look<'_> {
 
     /// Whether it is about to leave the cluster.
     fn leaves(&self, name: &str) -> bool {
-        let leaves = |roster| leaving(self.desired, roster).iter().any(|seat| seat.name == name);
+        let leaves =
+            |roster| leaving(self.desired, self.observed, roster).iter().any(|seat| seat.name == name);
         self.roster.as_ref().is_some_and(leaves)
     }
 }
 
 fn member(look: &Look, name: &str, plan: &mut Plan) {
     // A Pod that waits for a volume that is not to be had waits in vain, but harms nobody.
-    let Some(volume) = usable_volume(look, name, plan) else { return };
+    let Some(volume) = usable_volume(look, name, plan) else { return ending(look, name, plan) };
     record(look, name, volume, plan);
     match look.observed.pods.get(name) {
         // One that is down and leaves next is not started once more for that.
         None if look.leaves(name) => {}
         None => create(look, name, volume, plan),
         Some(pod) => existing(look, name, pod, volume, plan),
+    }
+}
+
+/// A member that runs on a volume which is being deleted serves on until it leaves.
+fn ending(look: &Look, name: &str, plan: &mut Plan) {
+    let volume = look.observed.volumes.get(name).filter(|volume| is_ours(look.desired, volume));
+    if let (Some(volume), Some(pod)) = (volume, look.observed.pods.get(name))
+        && pod.owner_uid.as_deref() == Some(look.desired.uid.as_str())
+        && !pod.deleting
+    {
+        label(look, name, pod, volume, plan);
+    }
+}
+
+fn label(look: &Look, name: &str, pod: &MemberPod, volume: &Volume, plan: &mut Plan) {
+    if let Some(serves) = look.serves(name, volume).filter(|serves| *serves != pod.voter_label) {
+        let manifest = pods::voter_label(look.desired, name, &pod.uid, serves);
+        plan.ensure.push(Ensure::Apply { kind: "Pod", manifest });
     }
 }
 
@@ -128,7 +147,7 @@ fn usable_volume<'a>(look: &Look<'a>, name: &str, plan: &mut Plan) -> Option<&'a
             let incarnation = observed.record.bootstrap.as_ref().map_or(0, |bootstrap| bootstrap.incarnation);
             plan.ensure.push(Ensure::Create {
                 kind: "PersistentVolumeClaim",
-                manifest: volumes::volume(desired, name, incarnation),
+                manifest: volumes::volume(desired, name, incarnation, &volumes::Special::default()),
             });
         }
         return None;
@@ -174,13 +193,16 @@ fn record(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
     let votes = volume.state == VolumeState::Member || look.will_vote(name);
     let state = if started && votes { VolumeState::Member } else { VolumeState::Joining };
     let size = size(desired, observed, name, volume, plan);
+    let intent = exchange::intent(desired, observed, look.roster.as_ref(), volume);
     let unchanged = volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
         && volume.owned == volumes::is_owned(desired)
         && (volume.identity, volume.started) == (identity, started)
         && volume.state == state
+        && volume.intent == intent
         && volume.requested == size;
     if !unchanged {
-        let known = volumes::Known { identity, started, state, size };
+        let incarnation = volume.incarnation;
+        let known = volumes::Known { identity, started, state, size, incarnation, intent };
         let manifest = volumes::record(desired, name, volume, &known);
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
     }
@@ -251,6 +273,7 @@ fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
             identity: volume.identity.or_else(|| look.listed_identity(name)),
             has_data: volume.started,
             high_water: observed.record.high_water.get(name).copied().filter(|_| volume.started),
+            node_selector: &volume.node_selector,
         },
     );
     plan.ensure.push(Ensure::Create { kind: "Pod", manifest });
@@ -286,10 +309,7 @@ fn existing(look: &Look, name: &str, pod: &MemberPod, volume: &Volume, plan: &mu
         ));
         return;
     }
-    if let Some(serves) = look.serves(name, volume).filter(|serves| *serves != pod.voter_label) {
-        let manifest = pods::voter_label(desired, name, &pod.uid, serves);
-        plan.ensure.push(Ensure::Apply { kind: "Pod", manifest });
-    }
+    label(look, name, pod, volume, plan);
     if let Some(why) = replaceable(look, name, pod, volume, observed) {
         plan.step.get_or_insert(why);
     }

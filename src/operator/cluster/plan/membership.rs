@@ -10,7 +10,8 @@
 //! | V odd | W > V | a pair joins: two volumes, two learners, two Pods; when both are level, both are promoted back to back |
 //! | V even | W > V | a promotion was interrupted: the one that is missing joins or is promoted |
 //! | V odd | W < V | a pair leaves: labels, leadership, two removals back to back; Pods and volumes after that |
-//! | V even | W < V | one leaves |
+//! | V even | W < V | one leaves: the one that was exchanged (`exchange`), if there is one |
+//! | | | a voter that makes way for another (`exchange`) leaves before anything is added |
 //! | | | a learner that nobody wants (any more), or that will never be level, is removed before all else |
 //!
 //! Everything is derived from what is there, so a crash between any two acts, or an edit, is just another row: a
@@ -33,7 +34,8 @@
 
 use super::super::desired::Desired;
 use super::super::manifests::volume as volumes;
-use super::super::observed::{Observed, Volume, VolumeState};
+use super::super::observed::{Intent, Observed, Volume, VolumeState};
+use super::exchange::{Exchange, How, is_given_up, is_marked, makes_way, wanted};
 use super::roster::{Roster, Seat};
 use super::{Change, Ensure, Finding, Plan, Step, is_ours};
 use crate::api::reason::Reason;
@@ -42,12 +44,13 @@ use crate::etcd::membership::Call;
 use crate::etcd::quorum::quorum;
 use crate::operator::names;
 
-/// The next safe number of voters on the way from `voters` to `wanted`: odd, and at most two away.
+/// The next safe number of voters on the way from `voters` to `wanted`: odd, and at most two away; even only where one
+/// more is wanted so that another can leave.
 pub(in super::super) fn next_size(voters: usize, wanted: usize) -> usize {
     let odd = voters % 2 == 1;
     match voters.cmp(&wanted) {
         std::cmp::Ordering::Equal => voters,
-        std::cmp::Ordering::Less => voters + if odd { 2 } else { 1 },
+        std::cmp::Ordering::Less => wanted.min(voters + if odd { 2 } else { 1 }),
         std::cmp::Ordering::Greater => voters - if odd { 2 } else { 1 },
     }
 }
@@ -64,11 +67,17 @@ pub(in super::super) struct Joiners<'a> {
 
 impl<'a> Joiners<'a> {
     pub(in super::super) fn of(desired: &Desired, observed: &Observed, roster: &'a Roster<'a>) -> Self {
-        let room = next_size(roster.voters.len(), desired.replicas).saturating_sub(roster.voters.len());
+        let voters = roster.voters.len();
+        let room = next_size(voters, wanted(desired, observed, roster)).saturating_sub(voters);
+        let given_up = given_up(observed);
+        let is_given_up = |name: &str| given_up == Some(name);
         let (mut names, mut unwanted) = (Vec::new(), Vec::new());
         for learner in &roster.learners {
             match learner.ruin() {
                 Some(why) => unwanted.push((learner, why)),
+                None if is_given_up(&learner.name) => {
+                    unwanted.push((learner, "it did not catch up in time".to_owned()));
+                }
                 None if names.len() < room => names.push(learner.name.clone()),
                 None => unwanted.push((learner, "nobody wants it any more".to_owned())),
             }
@@ -76,7 +85,10 @@ impl<'a> Joiners<'a> {
         let mut waiting: Vec<(i32, &String)> = observed
             .volumes
             .iter()
-            .filter(|(name, volume)| roster.seat(name).is_none() && waits_for_a_member(desired, volume))
+            .filter(|(name, volume)| {
+                roster.seat(name).is_none() && waits_for_a_member(desired, roster, volume)
+            })
+            .filter(|(name, _)| !is_given_up(name))
             .filter_map(|(name, _)| Some((names::serial(&desired.name, name)?, name)))
             .collect();
         waiting.sort_unstable();
@@ -85,11 +97,18 @@ impl<'a> Joiners<'a> {
     }
 }
 
-fn waits_for_a_member(desired: &Desired, volume: &Volume) -> bool {
-    is_ours(desired, volume)
+/// A volume of a member that leaves for good: nobody joins on it.
+fn given_up(observed: &Observed) -> Option<&str> {
+    let exchange = Exchange::of(observed).filter(|exchange| exchange.how == How::Replace);
+    exchange.map(|exchange| exchange.name)
+}
+
+fn waits_for_a_member(desired: &Desired, roster: &Roster, volume: &Volume) -> bool {
+    let fresh = is_ours(desired, volume)
         && volume.state == VolumeState::Joining
         && volume.identity.is_none()
-        && !volume.deleting
+        && !volume.deleting;
+    fresh || is_given_up(desired, roster, volume)
 }
 
 /// How many learners etcd takes at once: two since 3.6, if all members run it.
@@ -115,7 +134,13 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         change(&roster, plan, vec![Call::Remove(learner.id)], why);
         return;
     }
-    match roster.voters.len().cmp(&desired.replicas) {
+    if let Some(seat) = makes_way(desired, observed, &roster) {
+        let why = format!("{} makes way for another member", seat.name);
+        waiting(plan, Reason::Replacing, format!("{why}: it leaves next."));
+        leave(desired, observed, &roster, &[seat], &why, plan);
+        return;
+    }
+    match roster.voters.len().cmp(&wanted(desired, observed, &roster)) {
         std::cmp::Ordering::Less => grow(desired, observed, &roster, &joiners, plan),
         std::cmp::Ordering::Greater => shrink(desired, observed, &roster, plan),
         std::cmp::Ordering::Equal => forget_alarms(&roster, observed, plan),
@@ -161,7 +186,8 @@ fn grow(desired: &Desired, observed: &Observed, roster: &Roster, joiners: &Joine
     let new: Vec<String> = joiners
         .names
         .iter()
-        .filter(|name| roster.seat(name).is_none() && observed.volumes.contains_key(*name))
+        .filter(|name| roster.seat(name).is_none())
+        .filter(|name| observed.volumes.get(*name).is_some_and(|volume| volume.identity.is_none()))
         .map(|name| desired.peer_url(name))
         .take(limit.saturating_sub(roster.learners.len()))
         .collect();
@@ -182,7 +208,10 @@ fn grow(desired: &Desired, observed: &Observed, roster: &Roster, joiners: &Joine
         return;
     }
     let ready = ready_to_vote(desired, observed, roster, joiners);
-    if !ready.is_empty() && budget_covers(desired, observed, voters + ready.len()) {
+    if !ready.is_empty()
+        && is_marked(observed, roster)
+        && budget_covers(desired, observed, voters + ready.len())
+    {
         let calls = ready.into_iter().map(Call::Promote).collect();
         change(
             roster,
@@ -203,12 +232,27 @@ fn grow(desired: &Desired, observed: &Observed, roster: &Roster, joiners: &Joine
 /// Volumes for those who are still to be found: a volume is the first thing that a member has.
 fn new_volumes(desired: &Desired, observed: &Observed, joiners: &Joiners, plan: &mut Plan) {
     let first = observed.record.next_serial;
+    let mut exchange = Exchange::of(observed).filter(|exchange| !exchange.has_volume(observed));
     for serial in (first..).take(joiners.lacking) {
         let name = names::member(&desired.name, serial);
+        let special = exchange.take().map_or_else(volumes::Special::default, |exchange| special(&exchange));
         plan.ensure.push(Ensure::Create {
             kind: "PersistentVolumeClaim",
-            manifest: volumes::volume(desired, &name, 0),
+            manifest: volumes::volume(desired, &name, 0, &special),
         });
+    }
+}
+
+fn special<'a>(exchange: &Exchange<'a>) -> volumes::Special<'a> {
+    let spec = &exchange.request.spec;
+    volumes::Special {
+        replaces: Some(exchange.id),
+        storage: spec.storage.as_ref(),
+        node_selector: spec
+            .placement
+            .as_ref()
+            .map(|placement| placement.node_selector.clone())
+            .unwrap_or_default(),
     }
 }
 
@@ -258,7 +302,14 @@ fn progress(observed: &Observed, roster: &Roster, name: &str) -> String {
 
 /// Voters that leave next: those that are down first, one at a time; else as many as make a safe size, the newest
 /// first and never the leader while another can.
-pub(in super::super) fn leaving<'a>(desired: &Desired, roster: &'a Roster<'a>) -> Vec<&'a Seat<'a>> {
+pub(in super::super) fn leaving<'a>(
+    desired: &Desired,
+    observed: &Observed,
+    roster: &'a Roster<'a>,
+) -> Vec<&'a Seat<'a>> {
+    if let Some(seat) = makes_way(desired, observed, roster) {
+        return vec![seat];
+    }
     let voters = roster.voters.len();
     let count = voters.saturating_sub(next_size(voters, desired.replicas));
     if voters <= desired.replicas {
@@ -277,7 +328,7 @@ pub(in super::super) fn leaving<'a>(desired: &Desired, roster: &'a Roster<'a>) -
 
 fn shrink(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Plan) {
     let (voters, wanted) = (roster.voters.len(), desired.replicas);
-    let leaving = leaving(desired, roster);
+    let leaving = leaving(desired, observed, roster);
     let names: Vec<&str> = leaving.iter().map(|seat| seat.name.as_str()).collect();
     let names = names.join(" and ");
     if leaving.is_empty() {
@@ -292,6 +343,18 @@ fn shrink(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Pl
         return;
     }
     waiting(plan, Reason::Scaling, format!("{voters} voters, {wanted} are wanted: {names} leave next."));
+    leave(desired, observed, roster, &leaving, &format!("{names} leave: {wanted} voters are wanted"), plan);
+}
+
+/// Labels off, leadership away, and out of the list; one whose volume is used again is stopped before.
+fn leave(
+    desired: &Desired,
+    observed: &Observed,
+    roster: &Roster,
+    leaving: &[&Seat],
+    why: &str,
+    plan: &mut Plan,
+) {
     let leader_is_lost = leaving.iter().any(|seat| !seat.healthy && Some(seat.id) == roster.leader);
     if leaving.iter().any(|seat| still_runs(observed, seat, plan))
         || roster.leader.is_none()
@@ -299,7 +362,7 @@ fn shrink(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Pl
     {
         return;
     }
-    if !labels_are_off(desired, observed, roster, &leaving) {
+    if !labels_are_off(desired, observed, roster, leaving) {
         return;
     }
     if leaving.iter().any(|seat| Some(seat.id) == roster.leader) {
@@ -310,13 +373,33 @@ fn shrink(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Pl
                 roster,
                 plan,
                 vec![Call::MoveLeader(heir.id)],
-                format!("{} leads from now on: {names} leave", heir.name),
+                format!("{} leads from now on: {why}", heir.name),
             );
         }
         return;
     }
+    if leaving.iter().any(|seat| still_uses_its_volume(observed, seat, plan)) {
+        return;
+    }
     let calls = leaving.iter().map(|seat| Call::Remove(seat.id)).collect();
-    change(roster, plan, calls, format!("{names} leave: {wanted} voters are wanted"));
+    change(roster, plan, calls, why.to_owned());
+}
+
+/// Before a volume is wiped, nobody may be on it: its Pod is stopped, and seen to be gone, while its member can still
+/// come back. The mark on the volume comes first.
+fn still_uses_its_volume(observed: &Observed, seat: &Seat, plan: &mut Plan) -> bool {
+    let Some(exchange) = Exchange::of(observed).filter(|exchange| exchange.id == seat.id) else {
+        return false;
+    };
+    if exchange.how != How::Wipe {
+        return false;
+    }
+    let marked = seat.intent() == Some(Intent::Wipe(seat.id));
+    if let Some(pod) = observed.pods.get(&seat.name).filter(|pod| marked && !pod.deleting) {
+        let why = "its member makes way, and its volume is used again: it is stopped before it is removed";
+        plan.step.get_or_insert(Step::DeletePod(pod.premise(&seat.name, why.to_owned())));
+    }
+    !marked || seat.pod.is_some()
 }
 
 /// A member that does not answer but may come back is stopped before it is removed: what flaps would be counted
@@ -334,7 +417,9 @@ fn still_runs(observed: &Observed, seat: &Seat, plan: &mut Plan) -> bool {
 /// Whether those that leave serve no clients any more, and the PodDisruptionBudget counts only those that stay.
 fn labels_are_off(desired: &Desired, observed: &Observed, roster: &Roster, leaving: &[&Seat]) -> bool {
     let labelled = |seat: &&Seat| seat.pod.is_some_and(|pod| pod.voter_label);
-    if leaving.iter().any(labelled) {
+    // One that is ending gets no clients, and may be ending for ever on a node that is lost.
+    let ends = |seat: &&Seat| seat.pod.is_some_and(|pod| pod.deleting);
+    if leaving.iter().any(|seat| labelled(&seat) && !ends(&seat)) {
         return false;
     }
     let staying = roster.voters.iter().filter(labelled).count();

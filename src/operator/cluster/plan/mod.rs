@@ -7,20 +7,25 @@
 //!    identity of the formed cluster). A pass that stores a record does nothing else.
 //! 3. [`leftovers`]: Pods and empty volumes of an abandoned first start
 //! 4. [`surroundings`]: certificates, Services, PodDisruptionBudget, ConfigMap
-//! 5. [`members`]: volumes and Pods. Missing Pods are made all at once, also without quorum: a Pod on an
+//! 5. [`exchange`]: volumes that begin anew, [`replacement`]: what becomes of EtcdMemberReplacements
+//! 6. [`members`]: volumes and Pods. Missing Pods are made all at once, also without quorum: a Pod on an
 //!    existing volume can only help. At most one Pod or volume is deleted in a pass, and none that serves.
-//! 6. [`retire`]: Pods and volumes of those who have left
-//! 7. [`membership`]: who joins, who leaves; its states and invariants stand there
-//! 8. [`restart`]: members that must start anew to trust the right authorities
-//! 9. [`health`]: what is left to tell
+//! 7. [`retire`]: Pods and volumes of those who have left
+//! 8. [`membership`]: who joins, who leaves; its states and invariants stand there
+//! 9. [`restart`]: members that must start anew to trust the right authorities
+//! 10. [`health`]: what is left to tell
+//! 11. [`repair`]: which member the operator replaces by itself
 //!
 //! One [`Step`] at most comes out of it, the first that a rule asks for.
 
+pub(super) mod exchange;
 mod health;
 mod leftovers;
 mod members;
 pub(super) mod membership;
 mod records;
+mod repair;
+pub(super) mod replacement;
 mod restart;
 mod retire;
 pub(super) mod roster;
@@ -33,6 +38,7 @@ use super::desired::Desired;
 use super::observed::{MemberPod, Observed, Record, Volume};
 use super::rotation;
 use crate::api::reason::Reason;
+use crate::api::replacement::EtcdMemberReplacementStatus;
 use crate::etcd::membership::Call;
 use crate::etcd::survey::ListedMember;
 use crate::etcd::{ClusterId, MemberId};
@@ -46,8 +52,23 @@ pub struct Plan {
     pub ensure: Vec<Ensure>,
     /// The one act that takes something away.
     pub step: Option<Step>,
+    /// What there is to tell of EtcdMemberReplacements.
+    pub requests: Vec<Told>,
     /// What was found, worst first.
     pub findings: Vec<Finding>,
+}
+
+/// The status of an EtcdMemberReplacement, to be written under the resourceVersion that it was made of.
+#[derive(Debug, PartialEq)]
+pub struct Told {
+    /// Its name.
+    pub name: String,
+    /// Its resourceVersion.
+    pub resource_version: String,
+    /// The status.
+    pub status: EtcdMemberReplacementStatus,
+    /// An event.
+    pub note: Option<(Reason, String)>,
 }
 
 /// Something that should exist.
@@ -77,9 +98,9 @@ pub enum Ensure {
         /// The part.
         manifest: Value,
     },
-    /// Creation of a Pod or a volume; one of that name is left as it is.
+    /// Creation of a Pod, a volume or a repair; one of that name is left as it is.
     Create {
-        /// `Pod` or `PersistentVolumeClaim`.
+        /// `Pod`, `PersistentVolumeClaim` or `EtcdMemberReplacement`.
         kind: &'static str,
         /// All of it.
         manifest: Value,
@@ -173,18 +194,23 @@ impl Finding {
 /// Decides.
 pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     if desired.deleting || desired.spec.paused {
-        return Plan::default();
+        let mut plan = Plan::default();
+        replacement::rule(desired, observed, &mut plan);
+        return Plan { findings: Vec::new(), ..plan };
     }
     if let Some(plan) = records::rule(desired, observed).or_else(|| leftovers::rule(desired, observed)) {
         return plan;
     }
     let mut plan = Plan::default();
     surroundings::rule(desired, observed, &mut plan);
+    exchange::rule(desired, observed, &mut plan);
+    replacement::rule(desired, observed, &mut plan);
     members::rule(desired, observed, &mut plan);
     retire::rule(desired, observed, &mut plan);
     membership::rule(desired, observed, &mut plan);
     restart::rule(desired, observed, &mut plan);
     health::rule(desired, observed, &mut plan);
+    repair::rule(desired, observed, &mut plan);
     plan.findings.sort_by_key(|finding| !finding.stalled);
     plan
 }

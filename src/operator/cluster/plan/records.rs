@@ -123,7 +123,12 @@ fn begun_anew(desired: &Desired, observed: &Observed, bootstrap: &BootstrapStatu
             Some(observed.volumes.get(name).filter(|volume| is_ours(desired, volume))?.identity?.0)
         })
         .collect();
+    let ends = || {
+        let gone = |name: &&String| observed.volumes.get(*name).is_some_and(|volume| volume.deleting);
+        names.iter().find(gone).map(|name| format!("the volume {name} is being deleted"))
+    };
     let why = refusal
+        .or_else(ends)
         .or_else(|| (clusters.len() > 1).then(|| "members report more than one cluster ID".to_owned()))?;
     if bootstrap.incarnation + 1 >= INCARNATIONS {
         return Some(stop(

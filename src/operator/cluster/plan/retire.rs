@@ -7,6 +7,7 @@
 use super::super::desired::Desired;
 use super::super::manifests::volume as volumes;
 use super::super::observed::{Observed, Volume, VolumeState};
+use super::exchange::is_given_up;
 use super::membership::Joiners;
 use super::roster::Roster;
 use super::{Ensure, Finding, Plan, Step, Unlisted, is_ours};
@@ -23,6 +24,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         roster.seat(name).is_some()
             || observed.record.members.contains_key(name)
             || joiners.names.contains(name)
+            || observed.volumes.get(name).is_some_and(|volume| is_given_up(desired, &roster, volume))
     };
     let leftover_pods = observed.pods.iter().filter(|(name, _)| !stays(name));
     for (name, pod) in leftover_pods {
@@ -49,16 +51,13 @@ fn retire(
     volume: &Volume,
     plan: &mut Plan,
 ) {
-    let voted = volume.state != VolumeState::Joining;
+    // One that was wiped has the data of its former member aside.
+    let voted = volume.state != VolumeState::Joining || volume.incarnation > 0;
     let goes = !voted || volumes::is_owned(desired);
     let marked = volume.state == VolumeState::Retired && volume.owned == volumes::is_owned(desired);
     if voted && !marked {
-        let known = volumes::Known {
-            identity: volume.identity,
-            started: volume.started,
-            state: VolumeState::Retired,
-            size: volume.requested.clone(),
-        };
+        let known =
+            volumes::Known { state: VolumeState::Retired, intent: None, ..volumes::Known::of(volume) };
         let manifest = volumes::record(desired, name, volume, &known);
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
         plan.findings.push(Finding {

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::super::desired::Desired;
-use super::super::observed::{MemberPod, Observed, Volume, VolumeState};
+use super::super::observed::{Intent, MemberPod, Observed, Volume, VolumeState};
 use super::is_ours;
 use crate::etcd::quorum::quorum;
 use crate::etcd::survey::{Answer, ListedMember};
@@ -71,6 +71,11 @@ impl<'a> Roster<'a> {
     /// Voters that have answered a linearizable read just now.
     pub(in super::super) fn healthy(&self) -> usize {
         self.voters.iter().filter(|seat| seat.healthy).count()
+    }
+
+    /// Voters but this one that have.
+    pub(in super::super) fn healthy_beside(&self, seat: &Seat) -> usize {
+        self.voters.iter().filter(|other| other.healthy && other.id != seat.id).count()
     }
 
     /// Whether every voter has.
@@ -157,6 +162,11 @@ impl<'a> Seat<'a> {
             pod: observed.pods.get(&name),
             name,
         })
+    }
+
+    /// What is meant to become of its volume.
+    pub(in super::super) fn intent(&self) -> Option<Intent> {
+        self.volume.and_then(|volume| volume.intent)
     }
 
     /// Whether it is down by the kubelet's word too: the operator alone may just not reach it.

@@ -5,6 +5,7 @@ use super::super::desired::Desired;
 use super::super::manifests::{network, says_all};
 use super::super::observed::Observed;
 use super::super::rotation;
+use super::exchange::wanted as wanted_voters;
 use super::membership::{is_promotion_next, next_size};
 use super::roster::Roster;
 use super::{Ensure, Finding, Plan};
@@ -38,8 +39,11 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
 fn voters_to_protect(desired: &Desired, observed: &Observed) -> usize {
     let Some(roster) = Roster::of(desired, observed) else { return observed.record.voters(&desired.name) };
     let now = roster.voters.len();
-    let next =
-        if is_promotion_next(desired, observed, &roster) { next_size(now, desired.replicas) } else { now };
+    let next = if is_promotion_next(desired, observed, &roster) {
+        next_size(now, wanted_voters(desired, observed, &roster))
+    } else {
+        now
+    };
     now.max(next)
 }
 

@@ -1,0 +1,206 @@
+//! The exchange under way, if one is: which member makes way for another, and how.
+//!
+//! # States
+//!
+//! An EtcdMemberReplacement that was accepted (`replacement`) names a member by its ID. What is done about it follows
+//! from the member list and the volumes alone, so a crash between any two acts, or a second operator, finds its way:
+//!
+//! | how | old member in the list | old member gone |
+//! |---|---|---|
+//! | wipe | intent on its volume; labels off; leadership away; Pod stopped and gone; removed | the volume begins a new incarnation and joins again like a new one |
+//! | replace | labels off; leadership away; Pod stopped, or at least told to; removed | one voter is missing: a new volume joins (`membership`); the old one is retired |
+//! | add first | one voter more is wanted; when it votes, the old one leaves as in a shrink | done |
+//!
+//! # What must hold (numbers of `reliability.md`)
+//!
+//! - I-1: nobody makes way unless the healthy voters beside it are a quorum, with it counted.
+//! - I-2: one exchange at a time.
+//! - I-4: data are given up only after the member's ID has left the list; until then the exchange can be taken back by
+//!   deleting the request, and the volume is as it was. The guard wipes only for a new member ID *and* a higher
+//!   incarnation, and keeps the old data aside.
+
+use super::super::desired::Desired;
+use super::super::manifests::volume as volumes;
+use super::super::observed::{Intent, Observed, Request, Volume, VolumeState};
+use super::roster::{Roster, Seat};
+use super::{Ensure, Plan, Step, is_ours};
+use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
+use crate::etcd::MemberId;
+use crate::etcd::quorum::quorum;
+
+/// A replacement that was accepted and is not over.
+pub(in super::super) struct Exchange<'a> {
+    pub(in super::super) request: &'a Request,
+    /// The member that makes way.
+    pub(in super::super) name: &'a str,
+    /// Its ID.
+    pub(in super::super) id: MemberId,
+    pub(in super::super) how: How,
+}
+
+/// How a member makes way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum How {
+    /// Its data are put aside, and its volume and name are used again.
+    Wipe,
+    /// It leaves, then another joins with a volume of its own.
+    Replace,
+    /// Another joins, then it leaves.
+    AddFirst,
+}
+
+impl<'a> Exchange<'a> {
+    pub(in super::super) fn of(observed: &'a Observed) -> Option<Self> {
+        observed.requests.iter().find_map(Self::accepted)
+    }
+
+    fn accepted(request: &'a Request) -> Option<Self> {
+        if request.phase() != Phase::Running || request.deleting {
+            return None;
+        }
+        let status = &request.status;
+        let how = match (status.strategy?, status.volume?) {
+            (ReplacementStrategy::AddFirst, _) => How::AddFirst,
+            (_, ReplacementVolume::Keep) => How::Wipe,
+            _ => How::Replace,
+        };
+        Some(Self {
+            request,
+            name: status.member.as_deref()?,
+            id: status.member_id.as_deref()?.parse().ok()?,
+            how,
+        })
+    }
+
+    /// The old member, while it is in the list.
+    pub(in super::super) fn seat<'r>(&self, roster: &'r Roster<'r>) -> Option<&'r Seat<'r>> {
+        roster.voters.iter().find(|seat| seat.id == self.id)
+    }
+
+    /// What its volume is to be marked with, so that the exchange goes on without the request where it must.
+    pub(in super::super) fn intent(&self) -> Option<Intent> {
+        match self.how {
+            How::Wipe => Some(Intent::Wipe(self.id)),
+            How::AddFirst => Some(Intent::Leave(self.id)),
+            How::Replace => None,
+        }
+    }
+
+    /// Whether a volume was made for the new member.
+    pub(in super::super) fn has_volume(&self, observed: &Observed) -> bool {
+        observed.volumes.values().any(|volume| volume.replaces == Some(self.id) && !volume.deleting)
+    }
+}
+
+/// Voters wanted now: one more than the spec says while another is to vote before the old one leaves.
+pub(in super::super) fn wanted(desired: &Desired, observed: &Observed, roster: &Roster) -> usize {
+    let adds = Exchange::of(observed)
+        .is_some_and(|exchange| exchange.how == How::AddFirst && exchange.seat(roster).is_some());
+    let voters = roster.voters.len();
+    if adds && voters == desired.replicas { voters + 1 } else { desired.replicas }
+}
+
+/// The voter that makes way now, if the others can do without it.
+pub(in super::super) fn makes_way<'r>(
+    desired: &Desired,
+    observed: &Observed,
+    roster: &'r Roster<'r>,
+) -> Option<&'r Seat<'r>> {
+    let voters = roster.voters.len();
+    let exchange = Exchange::of(observed).filter(|exchange| exchange.how != How::AddFirst);
+    if let Some(seat) = exchange.and_then(|exchange| exchange.seat(roster)) {
+        return Some(seat).filter(|seat| can_do_without(roster, seat, voters));
+    }
+    let added_first = Exchange::of(observed).filter(|exchange| exchange.how == How::AddFirst);
+    let marked = || roster.voters.iter().find(|seat| seat.intent() == Some(Intent::Leave(seat.id)));
+    let replaced = added_first.and_then(|exchange| exchange.seat(roster)).or_else(marked)?;
+    (voters > desired.replicas && can_do_without(roster, replaced, voters - 1)).then_some(replaced)
+}
+
+/// Whether the others are a quorum of that many; and nobody who is well leaves while anybody else is not.
+fn can_do_without(roster: &Roster, seat: &Seat, voters: usize) -> bool {
+    let beside = roster.healthy_beside(seat);
+    let others_are_well = beside + 1 == roster.voters.len();
+    beside >= quorum(voters) && (others_are_well || !seat.healthy)
+}
+
+/// What a member's volume is to be marked with: by the exchange under way, or, where that was taken back too late, by
+/// what is on it already.
+pub(in super::super) fn intent(
+    desired: &Desired,
+    observed: &Observed,
+    roster: Option<&Roster>,
+    volume: &Volume,
+) -> Option<Intent> {
+    let Some(roster) = roster else { return volume.intent };
+    let exchange = Exchange::of(observed).and_then(|exchange| exchange.intent());
+    let of_it = |intent: &Intent| match intent {
+        Intent::Wipe(id) | Intent::Leave(id) => volume.identity.is_some_and(|(_, own)| own == *id),
+    };
+    let stays = |intent: &Intent| match intent {
+        Intent::Wipe(_) => false,
+        Intent::Leave(_) => roster.voters.len() > desired.replicas,
+    };
+    exchange.filter(of_it).or_else(|| volume.intent.filter(of_it).filter(stays))
+}
+
+/// Whether a volume waits for its next incarnation: its member is none any more, by the list.
+pub(in super::super) fn is_given_up(desired: &Desired, roster: &Roster, volume: &Volume) -> bool {
+    let wiped = matches!(volume.intent, Some(Intent::Wipe(id)) if !roster.lists(id));
+    wiped && is_ours(desired, volume) && !volume.deleting
+}
+
+/// A volume that is being deleted is marked too; all others are in `members`.
+fn mark_what_ends(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Plan) {
+    let Some(exchange) = Exchange::of(observed) else { return };
+    let Some(seat) = exchange.seat(roster) else { return };
+    let Some(volume) = seat.volume.filter(|volume| volume.deleting && volume.identity.is_some()) else {
+        return;
+    };
+    let intent = intent(desired, observed, Some(roster), volume);
+    if volume.intent != intent {
+        let known = volumes::Known { intent, ..volumes::Known::of(volume) };
+        let manifest = volumes::record(desired, &seat.name, volume, &known);
+        plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
+    }
+}
+
+/// Whether it is on record who leaves once another votes.
+pub(in super::super) fn is_marked(observed: &Observed, roster: &Roster) -> bool {
+    let exchange = Exchange::of(observed).filter(|exchange| exchange.how == How::AddFirst);
+    let Some(seat) = exchange.as_ref().and_then(|exchange| exchange.seat(roster)) else { return true };
+    seat.volume.is_none_or(|volume| volume.intent == Some(Intent::Leave(seat.id)))
+}
+
+/// Volumes whose member was removed to be wiped begin their next incarnation: from then on they are like new ones.
+pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    let Some(roster) = Roster::of(desired, observed) else { return };
+    if !roster.strangers.is_empty() || !roster.has_quorum() {
+        return;
+    }
+    mark_what_ends(desired, observed, &roster, plan);
+    for (name, volume) in &observed.volumes {
+        if !is_given_up(desired, &roster, volume) || roster.seat(name).is_some() {
+            continue;
+        }
+        match observed.pods.get(name) {
+            None => {
+                let known = volumes::Known {
+                    identity: None,
+                    started: false,
+                    state: VolumeState::Joining,
+                    incarnation: volume.incarnation + 1,
+                    intent: None,
+                    ..volumes::Known::of(volume)
+                };
+                let manifest = volumes::record(desired, name, volume, &known);
+                plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
+            }
+            Some(pod) if !pod.deleting && pod.owner_uid.as_deref() == Some(desired.uid.as_str()) => {
+                let why = "its member was removed, and its volume begins anew".to_owned();
+                plan.step.get_or_insert(Step::DeletePod(pod.premise(name, why)));
+            }
+            Some(_) => {}
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Which member the operator replaces by itself.
+//!
+//! **Rules** (design.md 4, `reliability.md` 4.2):
+//! - Data that are proven to be lost, damaged or older than they were are given up at once: the volume works, so it is
+//!   wiped in place. A volume that is gone, or is another's, is replaced by a new one.
+//! - A member that is merely down is replaced after `spec.repair.unhealthyAfter`, with a new volume, if the kubelet
+//!   calls it down too, all other voters are healthy, and `maxPerHour` allows. Slowness, want of memory, a full disk,
+//!   a spec that cannot run and a path that only the operator lacks are no reasons.
+//! - A volume that is being deleted under a healthy member is exchanged, the new member first.
+//! - Two members with bad data at once have a common cause that a machine does not know: a person decides.
+//! - Never without a quorum of healthy voters beside the member; one at a time. A request that is not over counts.
+
+use std::collections::BTreeMap;
+
+use jiff::SignedDuration;
+use serde_json::json;
+
+use super::super::desired::Desired;
+use super::super::manifests::metadata;
+use super::super::observed::{MemberPod, Observed, Request};
+use super::roster::{Roster, Seat};
+use super::{Ensure, Finding, Plan, is_ours};
+use crate::api::cluster::RepairMode;
+use crate::api::duration::parse_duration;
+use crate::api::reason::Reason;
+use crate::api::replacement::{ReplacementStrategy, ReplacementVolume};
+use crate::etcd::quorum::quorum;
+use crate::operator::names;
+
+/// Where the spec's own cannot be read.
+const UNHEALTHY_AFTER: SignedDuration = SignedDuration::from_mins(10);
+/// Repairs of merely silent members are counted over this time.
+const COUNTED: SignedDuration = SignedDuration::from_hours(1);
+
+/// What is to be done about a member, and why.
+struct Diagnosis<'a> {
+    seat: &'a Seat<'a>,
+    strategy: ReplacementStrategy,
+    volume: ReplacementVolume,
+    /// Proven by the volume or the guard; else it is merely down.
+    proven: bool,
+    why: String,
+}
+
+pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
+    let Some(roster) = Roster::of(desired, observed) else { return };
+    if !roster.has_quorum() || !roster.strangers.is_empty() {
+        return; // `health` tells.
+    }
+    let mut found: Vec<Diagnosis> =
+        roster.voters.iter().filter_map(|seat| diagnose(desired, observed, seat)).collect();
+    // Bad data first, who is merely down next, and who is well last.
+    found.sort_by_key(|one| (one.seat.healthy, !one.proven));
+    let bad = found.iter().filter(|one| one.proven && !one.seat.healthy).count();
+    if bad > 1 {
+        let what: Vec<String> = found
+            .iter()
+            .filter(|one| one.proven)
+            .map(|one| format!("{}: {}", one.seat.name, one.why))
+            .collect();
+        // Before what is wrong with each of them.
+        plan.findings.insert(0, refusal(format!(
+            "Two members or more have bad data at once, which has a common cause: {}. None of them is repaired. Look at their storage; then ask for each replacement with kubectl quorate replace.",
+            what.join("; ")
+        )));
+        return;
+    }
+    let Some(next) = found.first() else { return };
+    let of_it = |request: &Request| request.spec.member_id == Some(next.seat.id.to_string());
+    let unfinished = observed.requests.iter().filter(|request| request.repair && !request.phase().is_over());
+    // An exchange of one who is well waits for those who are not.
+    if unfinished.clone().any(|request| of_it(request) || is_urgent(request)) {
+        if unfinished.clone().any(of_it) {
+            unstall(plan, next.seat);
+        }
+        return;
+    }
+    if let Some(finding) = obstacle(desired, observed, &roster, next) {
+        plan.findings.insert(0, finding);
+        return;
+    }
+    unstall(plan, next.seat);
+    plan.ensure
+        .push(Ensure::Create { kind: "EtcdMemberReplacement", manifest: request(desired, observed, next) });
+}
+
+/// Whether a repair is about a member that is not well.
+pub(super) fn is_urgent(request: &Request) -> bool {
+    request.repair && request.spec.strategy == ReplacementStrategy::RemoveFirst
+}
+
+/// What is being repaired needs no person.
+fn unstall(plan: &mut Plan, seat: &Seat) {
+    for finding in
+        plan.findings.iter_mut().filter(|finding| finding.member.as_deref() == Some(seat.name.as_str()))
+    {
+        finding.stalled = false;
+    }
+}
+
+fn refusal(message: String) -> Finding {
+    Finding::stalled(Reason::RepairRefused, None, message)
+}
+
+/// Why it is not repaired now.
+fn obstacle(desired: &Desired, observed: &Observed, roster: &Roster, found: &Diagnosis) -> Option<Finding> {
+    let (name, voters, beside) = (&found.seat.name, roster.voters.len(), roster.healthy_beside(found.seat));
+    if desired.spec.repair.mode == RepairMode::Manual {
+        return Some(refusal(format!(
+            "{name} needs a repair ({}), and spec.repair.mode is Manual. Ask for it with kubectl quorate replace {} {name}.",
+            found.why, desired.name
+        )));
+    }
+    let first = found.strategy == ReplacementStrategy::AddFirst;
+    if first && !roster.all_healthy() {
+        return Some(refusal(format!(
+            "{name} needs to be exchanged ({}): it waits until all {voters} voters are healthy.",
+            found.why
+        )));
+    }
+    if !first && beside < quorum(voters) {
+        return Some(refusal(format!(
+            "{name} needs a repair ({}), but without it {beside} of {voters} voters would be healthy; quorum is {}. Bring the others back first.",
+            found.why,
+            quorum(voters)
+        )));
+    }
+    if found.proven {
+        return None;
+    }
+    if beside + 1 < voters {
+        return Some(refusal(format!(
+            "{name} is down ({}), and so is another of the {voters} voters: whoever is merely down is replaced only while all others are healthy.",
+            found.why
+        )));
+    }
+    let recent = observed
+        .requests
+        .iter()
+        .filter(|request| request.counted && observed.now.duration_since(request.created) < COUNTED);
+    let (recent, most) = (recent.count(), desired.spec.repair.max_per_hour);
+    if i32::try_from(recent).unwrap_or(i32::MAX) >= most {
+        return Some(refusal(format!(
+            "{name} is down ({}), but {recent} members were replaced for that within an hour, and spec.repair.maxPerHour is {most}. Look for a common cause; then wait, raise it, or ask with kubectl quorate replace {} {name}.",
+            found.why, desired.name
+        )));
+    }
+    None
+}
+
+fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> Option<Diagnosis<'a>> {
+    let of = |strategy, volume, proven, why: String| Some(Diagnosis { seat, strategy, volume, proven, why });
+    let name = &seat.name;
+    let (remove, add) = (ReplacementStrategy::RemoveFirst, ReplacementStrategy::AddFirst);
+    let volume = observed.volumes.get(name);
+    if seat.healthy {
+        let goes = volume.is_some_and(|volume| volume.deleting);
+        return if goes {
+            of(add, ReplacementVolume::New, true, format!("its volume {name} is being deleted"))
+        } else {
+            None
+        };
+    }
+    // While its Pod runs it may still answer again.
+    let stopped = seat.pod.is_none_or(|pod| !pod.running);
+    match volume {
+        None if stopped => {
+            return of(remove, ReplacementVolume::New, true, format!("its volume {name} is gone"));
+        }
+        Some(volume) if stopped && !is_ours(desired, volume) => {
+            let why = format!("the volume {name} in its place is not its own");
+            return of(remove, ReplacementVolume::New, true, why);
+        }
+        Some(volume) if stopped && volume.deleting => {
+            return of(remove, ReplacementVolume::New, true, format!("its volume {name} is being deleted"));
+        }
+        None | Some(_) => {}
+    }
+    if let Some(why) = bad_data(seat) {
+        return of(remove, ReplacementVolume::Keep, true, why);
+    }
+    if seat
+        .pod
+        .and_then(MemberPod::refusal)
+        .is_some_and(|report| report.cause.as_deref() == Some("ForeignVolume"))
+    {
+        return of(
+            remove,
+            ReplacementVolume::New,
+            true,
+            "the data on its volume are another member's".to_owned(),
+        );
+    }
+    let since = *observed.record.unhealthy_since.get(name)?;
+    let down_for = observed.now.duration_since(since);
+    (seat.is_down() && down_for >= unhealthy_after(desired) && is_merely_down(seat)).then_some(())?;
+    of(remove, ReplacementVolume::New, false, format!("it has been down since {since}"))
+}
+
+fn unhealthy_after(desired: &Desired) -> SignedDuration {
+    let given = parse_duration(&desired.spec.repair.unhealthy_after).ok();
+    given.and_then(|given| SignedDuration::try_from(given).ok()).unwrap_or(UNHEALTHY_AFTER)
+}
+
+/// Whether the member's data are proven to be of no use, while the volume works.
+pub(super) fn has_bad_data(seat: &Seat) -> bool {
+    !seat.healthy && bad_data(seat).is_some()
+}
+
+fn bad_data(seat: &Seat) -> Option<String> {
+    let report = seat.pod?.refusal()?;
+    let bad = ["DataLost", "RolledBack", "WalDamaged"];
+    bad.contains(&report.cause.as_deref()?).then(|| report.sentence().trim_end_matches('.').to_owned())
+}
+
+/// Whether nothing is known but that it is down. What etcd or the guard says, what the spec asks for, and what passes
+/// by itself is no reason to give up a volume.
+fn is_merely_down(seat: &Seat) -> bool {
+    let Some(pod) = seat.pod else { return true };
+    let spoke = pod.last_exit.is_some() && !pod.deleting && pod.ended_recently;
+    !spoke && pod.waiting.as_deref().is_none_or(|waiting| !waiting.contains("Image"))
+}
+
+fn request(desired: &Desired, observed: &Observed, found: &Diagnosis) -> serde_json::Value {
+    let name = &found.seat.name;
+    let incarnation = found.seat.volume.map_or(0, |volume| volume.incarnation);
+    let taken = |number: &u32| {
+        let wanted = format!("{name}-r{number}");
+        observed.requests.iter().any(|request| request.name == wanted)
+    };
+    let number = (incarnation + 1..).find(|number| !taken(number)).unwrap_or_default();
+    let mut metadata = metadata(desired, &format!("{name}-r{number}"));
+    metadata["labels"][names::CREATED_BY] = names::REPAIR.into();
+    metadata["labels"][names::MEMBER] = name.as_str().into();
+    let annotations =
+        BTreeMap::from([(names::WHY, found.why.clone()), (names::COUNTED, (!found.proven).to_string())]);
+    metadata["annotations"] = json!(annotations);
+    json!({
+        "apiVersion": "quorate.dev/v1alpha1",
+        "kind": "EtcdMemberReplacement",
+        "metadata": metadata,
+        "spec": {
+            "clusterRef": {"name": desired.name},
+            // The ID, not the name: it can be nobody else's.
+            "memberID": found.seat.id.to_string(),
+            "strategy": found.strategy,
+            "volume": found.volume,
+        },
+    })
+}
