@@ -10,6 +10,7 @@ mod explain;
 mod logging;
 mod operator;
 mod problem;
+mod replace;
 mod status;
 mod terminal;
 
@@ -43,6 +44,9 @@ enum Command {
     /// Run etcdctl against a cluster, through a forwarded port and with the cluster's client certificate.
     #[command(after_help = "The exit code is etcdctl's own once etcdctl runs. ".to_owned() + EXIT_CODES)]
     Ctl(ctl::Arguments),
+    /// Replace a member: for another disk, node or zone, or because its data are bad.
+    #[command(after_help = EXIT_CODES)]
+    Replace(replace::Arguments),
     /// Print the custom resource definitions, for `kubectl apply --server-side -f -`.
     Crds(crds::Arguments),
     /// Explain a reason that a condition, an event or `status` shows.
@@ -129,6 +133,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         match arguments.command {
             Command::Status(arguments) => status::execute(arguments).await,
             Command::Ctl(arguments) => ctl::execute(arguments).await,
+            Command::Replace(arguments) => replace::execute(arguments).await,
             Command::Crds(arguments) => crds::execute(&arguments),
             Command::Explain(arguments) => explain::execute(&arguments),
             Command::Operator(arguments) => operator::execute(arguments).await,

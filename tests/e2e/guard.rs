@@ -46,7 +46,7 @@ fn replace(data: &Path, with: &Path) {
 #[tokio::test]
 async fn a_volume_wiped_under_a_running_pod_is_data_lost_and_never_votes() {
     story("wiped", async |story| {
-        story.create(json!({})).await;
+        story.create(json!({"repair": {"mode": "Manual"}})).await;
         let before = identities(&story.healthy().await);
         story.write("key-", 50).await;
         let volume = story.volume("main-1").await;
@@ -98,7 +98,7 @@ async fn a_second_process_on_a_volume_is_refused() {
 }
 
 async fn swapped(story: &Story, part: &str) {
-    story.create(json!({})).await;
+    story.create(json!({"repair": {"mode": "Manual"}})).await;
     let before = identities(&story.healthy().await);
     story.write("key-", 20).await;
     let (first, second) = (story.volume("main-0").await.join(part), story.volume("main-1").await.join(part));
@@ -151,7 +151,7 @@ async fn two_members_data_exchanged_are_foreign() {
 #[tokio::test]
 async fn an_older_copy_of_the_data_is_rolled_back_in_the_same_pod_and_in_a_new_one() {
     story("rolled", async |story| {
-        story.create(json!({})).await;
+        story.create(json!({"repair": {"mode": "Manual"}})).await;
         story.healthy().await;
         let keep = tempfile::tempdir().unwrap();
         let (old, new) = (keep.path().join("old"), keep.path().join("new"));
@@ -194,7 +194,7 @@ async fn an_older_copy_of_the_data_is_rolled_back_in_the_same_pod_and_in_a_new_o
 #[tokio::test]
 async fn a_lagging_and_a_rolled_back_member_never_lose_acknowledged_writes() {
     story("amnesia", async |story| {
-        story.create(json!({})).await;
+        story.create(json!({"repair": {"mode": "Manual"}})).await;
         story.healthy().await;
         let keep = tempfile::tempdir().unwrap();
         let old = keep.path().join("old");

@@ -20,6 +20,7 @@ mod bootstrap;
 mod certificates;
 mod gitops;
 mod guard;
+mod heal;
 mod install;
 mod many;
 mod quiet;

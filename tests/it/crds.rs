@@ -218,6 +218,11 @@ fn an_empty_spec_becomes_the_documented_defaults() {
           },
           "progressDeadline": "15m",
           "quotaBackend": "2Gi",
+          "repair": {
+            "maxPerHour": 3,
+            "mode": "Auto",
+            "unhealthyAfter": "10m"
+          },
           "replicas": 3,
           "resources": {
             "requests": {

@@ -124,8 +124,11 @@ pub(crate) fn stop(world: &mut World, uid: &str) {
 }
 
 fn keep(world: &mut World, uid: &str, data: etcd::Disk) {
-    let Some(container) = world.containers.get(uid) else { return };
+    let Some(container) = world.containers.get_mut(uid) else { return };
     invariants::process_ended(&mut world.witness, &data);
+    // The guard outlives etcd and notes where its log ended. (On a node that dies at once it cannot: what came within
+    // the seconds since its last note, and is rolled back before the Pod runs again, nobody can know.)
+    container.mark = data.data.as_deref().map(|data| Mark::of(&summary(data))).or(container.mark);
     if let Some(disk) = world.disks.get_mut(&container.claim) {
         disk.data = data;
     }

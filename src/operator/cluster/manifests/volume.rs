@@ -34,17 +34,18 @@ pub fn volume(desired: &Desired, member: &str, incarnation: i32, special: &Speci
     labels.insert(names::MEMBER.to_owned(), member.into());
     let own_size = special.storage.and_then(|storage| storage.size.as_ref());
     let own_class = special.storage.and_then(|storage| storage.storage_class_name.as_ref());
-    let mut annotations =
-        json!({names::STATE: VolumeState::Joining.word(), names::INCARNATION: incarnation.to_string()});
-    let mut note = |name: &str, value: String| annotations[name] = value.into();
+    let mut annotations = BTreeMap::from([
+        (names::STATE, VolumeState::Joining.word().to_owned()),
+        (names::INCARNATION, incarnation.to_string()),
+    ]);
     if let Some(id) = special.replaces {
-        note(names::REPLACES, id.to_string());
+        annotations.insert(names::REPLACES, id.to_string());
     }
     if let Some(size) = own_size {
-        note(names::SIZE, size.clone());
+        annotations.insert(names::SIZE, size.clone());
     }
     if !special.node_selector.is_empty() {
-        note(names::NODE_SELECTOR, json!(special.node_selector).to_string());
+        annotations.insert(names::NODE_SELECTOR, json!(special.node_selector).to_string());
     }
     let metadata = json!({
         "name": member,
@@ -98,17 +99,17 @@ impl Known {
 pub fn record(desired: &Desired, member: &str, volume: &Volume, known: &Known) -> Value {
     let mut labels = labels(desired);
     labels.insert(names::MEMBER.to_owned(), member.into());
-    let mut annotations = json!({
-        names::STATE: known.state.word(),
-        names::INCARNATION: known.incarnation.to_string(),
-        names::STARTED: known.started.to_string(),
-    });
+    let mut annotations = BTreeMap::from([
+        (names::STATE, known.state.word().to_owned()),
+        (names::INCARNATION, known.incarnation.to_string()),
+        (names::STARTED, known.started.to_string()),
+    ]);
     if let Some((cluster, id)) = known.identity {
-        annotations[names::CLUSTER_ID] = cluster.to_string().into();
-        annotations[names::MEMBER_ID] = id.to_string().into();
+        annotations.insert(names::CLUSTER_ID, cluster.to_string());
+        annotations.insert(names::MEMBER_ID, id.to_string());
     }
     if let Some(intent) = known.intent {
-        annotations[names::INTENT] = intent.to_string().into();
+        annotations.insert(names::INTENT, intent.to_string());
     }
     let mut metadata = json!({
         "name": member,

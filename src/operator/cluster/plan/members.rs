@@ -141,7 +141,7 @@ fn usable_volume<'a>(look: &Look<'a>, name: &str, plan: &mut Plan) -> Option<&'a
             plan.findings.push(Finding::stalled(
                 Reason::VolumeMissing,
                 Some(name),
-                format!("The volume {name} is gone, and this member's data with it. The member is not started empty: its ID has voted. The other members serve while they have quorum; restore the volume, or wait for a release that replaces members."),
+                format!("The volume {name} is gone, and this member's data with it. The member is not started empty: its ID has voted. It is replaced by one with a new volume as soon as the others have quorum without it and spec.repair allows."),
             ));
         } else {
             let incarnation = observed.record.bootstrap.as_ref().map_or(0, |bootstrap| bootstrap.incarnation);
@@ -175,7 +175,7 @@ fn usable_volume<'a>(look: &Look<'a>, name: &str, plan: &mut Plan) -> Option<&'a
         plan.findings.push(Finding::stalled(
             Reason::VolumeTerminating,
             Some(name),
-            format!("The volume {name} is being deleted; it stays as long as its Pod runs. The Pod is not deleted by the operator, and no new one is put on the volume. Take a backup now."),
+            format!("The volume {name} is being deleted; it stays as long as its Pod runs. No new Pod is put on it. Another member joins with a new volume, then this one leaves, while all members are healthy and spec.repair allows."),
         ));
         return None;
     }

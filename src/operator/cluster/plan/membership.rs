@@ -419,7 +419,7 @@ fn labels_are_off(desired: &Desired, observed: &Observed, roster: &Roster, leavi
     let labelled = |seat: &&Seat| seat.pod.is_some_and(|pod| pod.voter_label);
     // One that is ending gets no clients, and may be ending for ever on a node that is lost.
     let ends = |seat: &&Seat| seat.pod.is_some_and(|pod| pod.deleting);
-    if leaving.iter().any(|seat| labelled(&seat) && !ends(&seat)) {
+    if leaving.iter().any(|seat| labelled(seat) && !ends(seat)) {
         return false;
     }
     let staying = roster.voters.iter().filter(labelled).count();

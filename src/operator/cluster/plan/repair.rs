@@ -10,13 +10,11 @@
 //! - Two members with bad data at once have a common cause that a machine does not know: a person decides.
 //! - Never without a quorum of healthy voters beside the member; one at a time. A request that is not over counts.
 
-use std::collections::BTreeMap;
-
 use jiff::SignedDuration;
 use serde_json::json;
 
 use super::super::desired::Desired;
-use super::super::manifests::metadata;
+use super::super::manifests::{labels, owner};
 use super::super::observed::{MemberPod, Observed, Request};
 use super::roster::{Roster, Seat};
 use super::{Ensure, Finding, Plan, is_ours};
@@ -76,7 +74,9 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         return;
     }
     if let Some(finding) = obstacle(desired, observed, &roster, next) {
-        plan.findings.insert(0, finding);
+        // Where the operator may not, what is wrong with the member is the news; else why it does not.
+        let place = if desired.spec.repair.mode == RepairMode::Manual { plan.findings.len() } else { 0 };
+        plan.findings.insert(place, finding);
         return;
     }
     unstall(plan, next.seat);
@@ -228,17 +228,21 @@ fn request(desired: &Desired, observed: &Observed, found: &Diagnosis) -> serde_j
         let wanted = format!("{name}-r{number}");
         observed.requests.iter().any(|request| request.name == wanted)
     };
-    let number = (incarnation + 1..).find(|number| !taken(number)).unwrap_or_default();
-    let mut metadata = metadata(desired, &format!("{name}-r{number}"));
-    metadata["labels"][names::CREATED_BY] = names::REPAIR.into();
-    metadata["labels"][names::MEMBER] = name.as_str().into();
-    let annotations =
-        BTreeMap::from([(names::WHY, found.why.clone()), (names::COUNTED, (!found.proven).to_string())]);
-    metadata["annotations"] = json!(annotations);
+    let most = u32::try_from(observed.requests.len()).unwrap_or_default();
+    let number = (incarnation + 1..=incarnation + 1 + most).find(|number| !taken(number)).unwrap_or_default();
+    let mut labels = labels(desired);
+    labels.insert(names::CREATED_BY.to_owned(), names::REPAIR.into());
+    labels.insert(names::MEMBER.to_owned(), name.as_str().into());
     json!({
         "apiVersion": "quorate.dev/v1alpha1",
         "kind": "EtcdMemberReplacement",
-        "metadata": metadata,
+        "metadata": {
+            "name": format!("{name}-r{number}"),
+            "namespace": desired.namespace,
+            "labels": labels,
+            "annotations": {names::WHY: found.why, names::COUNTED: (!found.proven).to_string()},
+            "ownerReferences": owner(desired),
+        },
         "spec": {
             "clusterRef": {"name": desired.name},
             // The ID, not the name: it can be nobody else's.

@@ -11,7 +11,7 @@ use super::super::observed::{Observed, Request};
 use super::exchange::{Exchange, How};
 use super::repair::is_urgent;
 use super::roster::{Roster, Seat};
-use super::{Finding, Plan, Told};
+use super::{Finding, Plan, Told, is_ours};
 use crate::api::condition::{self, READY, RECONCILING, STALLED, Statement};
 use crate::api::duration::parse_duration;
 use crate::api::quantity::{format_bytes, parse_bytes};
@@ -78,7 +78,7 @@ pub(in super::super) fn without_cluster(
 ) -> Option<EtcdMemberReplacementStatus> {
     let message = format!("There is no EtcdCluster {} in this namespace.", request.spec.cluster_ref.name);
     let verdict = match request.phase() {
-        Phase::Pending => Verdict::rejected(message),
+        Phase::Pending => Verdict::rejected(&message),
         Phase::Running => Verdict::new(Phase::Failed, "Done", format!("{message} It was deleted meanwhile.")),
         Phase::Complete | Phase::Rejected | Phase::Failed => return None,
     };
@@ -114,7 +114,7 @@ impl Verdict {
         Self::new(Phase::Pending, "Waiting", message)
     }
 
-    fn rejected(message: String) -> Self {
+    fn rejected(message: &str) -> Self {
         Self::new(Phase::Rejected, "Preflight", format!("{message} Nothing was touched."))
     }
 
@@ -202,7 +202,7 @@ fn consider(
     busy: bool,
 ) -> Verdict {
     if desired.deleting {
-        return Verdict::rejected(format!("The EtcdCluster {} is being deleted.", desired.name));
+        return Verdict::rejected(&format!("The EtcdCluster {} is being deleted.", desired.name));
     }
     if desired.spec.paused {
         return Verdict::pending("spec.paused of the EtcdCluster is true.".to_owned());
@@ -215,7 +215,7 @@ fn consider(
     };
     let seat = match named(observed, roster, request) {
         Ok(seat) => seat,
-        Err(why) => return Verdict::rejected(why),
+        Err(why) => return Verdict::rejected(&why),
     };
     if busy {
         return Verdict::pending(
@@ -231,7 +231,7 @@ fn consider(
             roster.learners.len()
         ));
     }
-    preflight(desired, observed, roster, request, seat).unwrap_or_else(Verdict::rejected)
+    preflight(desired, observed, roster, request, seat).unwrap_or_else(|why| Verdict::rejected(&why))
 }
 
 /// The one member that a request is about.
@@ -296,6 +296,11 @@ fn preflight(
             quorum(voters)
         ));
     }
+    if volume == ReplacementVolume::Keep && !is_usable(desired, observed, name) {
+        return Err(format!(
+            "The volume {name} cannot be kept: it is gone, is being deleted, or is another's."
+        ));
+    }
     storage(observed, roster, request)?;
     let how = match (strategy, volume) {
         (ReplacementStrategy::AddFirst, _) => "another member joins, then it leaves",
@@ -309,7 +314,6 @@ fn preflight(
         format!("{name} is replaced{why}: {how}. {beside} of the {} other voters are healthy.", voters - 1),
     );
     verdict.resolved = Some(Resolved { member: name.clone(), id: seat.id.to_string(), strategy, volume });
-    let _ = desired;
     Ok(verdict)
 }
 
@@ -321,7 +325,7 @@ fn resolve(request: &Request, seat: &Seat) -> (ReplacementStrategy, ReplacementV
             ReplacementStrategy::AddFirst
         }
         ReplacementStrategy::Auto => ReplacementStrategy::RemoveFirst,
-        given => given,
+        given @ (ReplacementStrategy::AddFirst | ReplacementStrategy::RemoveFirst) => given,
     };
     let can_be_kept = super::repair::has_bad_data(seat)
         && spec.storage.is_none()
@@ -330,7 +334,7 @@ fn resolve(request: &Request, seat: &Seat) -> (ReplacementStrategy, ReplacementV
     let volume = match spec.volume {
         ReplacementVolume::Auto if can_be_kept => ReplacementVolume::Keep,
         ReplacementVolume::Auto => ReplacementVolume::New,
-        given => given,
+        given @ (ReplacementVolume::Keep | ReplacementVolume::New) => given,
     };
     (strategy, volume)
 }
@@ -370,13 +374,24 @@ fn progress(desired: &Desired, observed: &Observed, roster: Option<&Roster>, req
     let new = new_member(observed, roster, &exchange);
     let mut verdict = at(desired, observed, roster, &exchange, new.as_deref());
     verdict.new_member = new;
-    if verdict.phase == Phase::Running && overdue(observed, request) {
+    if verdict.phase == Phase::Running
+        && exchange.how == How::Wipe
+        && !is_usable(desired, observed, exchange.name)
+    {
+        verdict.volume = Some(ReplacementVolume::New);
+        verdict.message = format!("the volume {} is gone or going: a new one is made.", exchange.name);
+    } else if verdict.phase == Phase::Running && overdue(observed, request) {
         late(roster, &exchange, &mut verdict);
     }
     verdict
 }
 
 const STEPS: [&str; 7] = ["Preflight", "Stop", "RemoveOld", "AddLearner", "CatchUp", "Promote", "Done"];
+
+/// Whether a volume can be used again.
+fn is_usable(desired: &Desired, observed: &Observed, name: &str) -> bool {
+    observed.volumes.get(name).is_some_and(|volume| is_ours(desired, volume) && !volume.deleting)
+}
 
 fn known_step(word: &str) -> &'static str {
     STEPS.into_iter().find(|step| *step == word).unwrap_or("Preflight")
