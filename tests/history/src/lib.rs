@@ -30,7 +30,7 @@
 //! };
 //! let load = record::run(addresses, identity.clone(), record::Settings::default(), &stop);
 //! let (history, ()) = tokio::join!(load, faults);
-//! let history = record::finish(history, addresses, identity, Duration::from_secs(60)).await;
+//! let history = record::finish(history, addresses, identity, Duration::from_mins(1)).await;
 //! let verdict = check::check(&history);
 //! println!("measured: {}", verdict.summary());
 //! record::keep(&history, Path::new("target/dead-member.json")).unwrap();

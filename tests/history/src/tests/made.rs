@@ -98,7 +98,7 @@ impl Made {
         self.note(Call::Read { linearizable, outcome });
     }
 
-    /// Two watchers saw all of it, one of them in two parts; two members agree.
+    /// Two watchers saw all of it, one as it came and one at once; two members agree.
     fn finished(mut self) -> History {
         let at = self.now + STEP;
         let mut watched = vec![Watched::Resumed { at: STEP, from: 11 }];
@@ -150,7 +150,8 @@ fn good() -> History {
 }
 
 fn sentences(history: &History) -> String {
-    check(history).violations.iter().map(|violation| format!("{violation}\n")).collect()
+    let violations = check(history).violations;
+    violations.iter().fold(String::new(), |text, violation| text + &violation.to_string() + "\n")
 }
 
 /// Spoils the good history and compares what is found.
@@ -201,12 +202,26 @@ fn a_lost_write_is_found() {
         lost.call = Call::Put { key, value, outcome: Outcome::Acknowledged { revision: 16, answer: () } };
         history.operations.push(lost);
     };
-    found(lose, &expect![[""]]);
+    found(
+        lose,
+        &expect![[r#"
+        operation 14 (put history/f=nine at m0, 0.170 s), acknowledged at revision 16, is lost: no watcher saw it
+    "#]],
+    );
 }
 
 #[test]
 fn a_write_that_no_watcher_was_told_of_is_found() {
-    found(|history| forget(history, &["m0", "m1"], 12), &expect![[""]]);
+    found(
+        |history| forget(history, &["m0", "m1"], 12),
+        &expect![[r#"
+        the watcher of m0 never saw revisions 12 to 12
+        the watcher of m1 never saw revisions 12 to 12
+        operation 1 (put history/b=two at m0, 0.030 s), acknowledged at revision 12, is lost: no watcher saw it
+        operation 4 (linearizable read at m0, 0.090 s) says that history/b was two of revision 12 at revision 15, but it was absent
+        operation 5 (serializable read at m0, 0.110 s) says that history/b was two of revision 12 at revision 15, but it was absent
+    "#]],
+    );
 }
 
 #[test]
@@ -215,7 +230,13 @@ fn a_write_at_another_revision_than_its_answer_says_is_found() {
         let Call::Put { outcome, .. } = &mut history.operations[PUT_B].call else { panic!() };
         *outcome = Outcome::Acknowledged { revision: 14, answer: () };
     };
-    found(move_it, &expect![[""]]);
+    found(
+        move_it,
+        &expect![[r#"
+        operation 1 (put history/b=two at m0, 0.030 s), acknowledged at revision 14, was seen at 12
+        operation 2 (swap history/register from absent to three at m0, 0.050 s) has revision 13, but 14 was known before it began
+    "#]],
+    );
 }
 
 #[test]
@@ -226,7 +247,12 @@ fn a_write_that_is_done_twice_is_found() {
             events(history, member).last().unwrap().push(event);
         }
     };
-    found(repeat, &expect![[""]]);
+    found(
+        repeat,
+        &expect![[r#"
+        operation 8 (put history/c=five at m0, 0.170 s) was done twice, at revisions 16 and 19
+    "#]],
+    );
 }
 
 #[test]
@@ -235,7 +261,12 @@ fn a_failed_write_that_is_done_is_found() {
         let Call::Put { outcome, .. } = &mut history.operations[UNHEARD_PUT].call else { panic!() };
         *outcome = Outcome::Failed("refused".to_owned());
     };
-    found(fail, &expect![[""]]);
+    found(
+        fail,
+        &expect![[r#"
+        operation 8 (put history/c=five at m0, 0.170 s) was answered as not done, but was seen at revision 16
+    "#]],
+    );
 }
 
 #[test]
@@ -244,7 +275,12 @@ fn a_failed_delete_that_is_done_is_found() {
         let Call::Delete { outcome, .. } = &mut history.operations[UNHEARD_DELETE].call else { panic!() };
         *outcome = Outcome::Failed("refused".to_owned());
     };
-    found(fail, &expect![[""]]);
+    found(
+        fail,
+        &expect![[r#"
+        revision 17 changed history/b, which no operation did
+    "#]],
+    );
 }
 
 #[test]
@@ -257,7 +293,13 @@ fn one_delete_of_unknown_end_does_not_explain_two() {
             }
         }
     };
-    found(again, &expect![[""]]);
+    found(
+        again,
+        &expect![[r#"
+        revision 19 changed history/b, which no operation did
+        revision 20 changed history/b, which no operation did
+    "#]],
+    );
 }
 
 #[test]
@@ -267,7 +309,13 @@ fn two_writes_acknowledged_at_one_revision_are_found() {
         second.client = "other".to_owned();
         history.operations.push(second);
     };
-    found(share, &expect![[""]]);
+    found(
+        share,
+        &expect![[r#"
+        operation 3 (delete history/a at m0, 0.070 s), acknowledged at revision 15, is lost: no watcher saw it
+        operation 3 (delete history/a at m0, 0.070 s) and operation 14 (delete history/a at m0, 0.070 s) were both acknowledged at revision 15
+    "#]],
+    );
 }
 
 #[test]
@@ -277,7 +325,12 @@ fn a_write_below_what_was_known_before_is_found() {
         history.operations[PUT_B].invoked = late;
         history.operations[PUT_B].returned = late;
     };
-    found(delay, &expect![[""]]);
+    found(
+        delay,
+        &expect![[r#"
+        operation 1 (put history/b=two at m0, 0.061 s) has revision 12, but 13 was known before it began
+    "#]],
+    );
 }
 
 #[test]
@@ -285,7 +338,12 @@ fn a_write_of_unknown_end_that_was_done_before_it_began_is_found() {
     let delay = |history: &mut History| {
         history.operations[UNHEARD_PUT].invoked = history.latest() + STEP;
     };
-    found(delay, &expect![[""]]);
+    found(
+        delay,
+        &expect![[r#"
+        operation 8 (put history/c=five at m0, 0.300 s) has revision 16, but 18 was known before it began
+    "#]],
+    );
 }
 
 #[test]
@@ -297,18 +355,34 @@ fn a_stale_read_is_found_unless_it_may_be_stale() {
         let outcome = Outcome::Acknowledged { revision: 12, answer };
         history.operations[READ].call = Call::Read { linearizable, outcome };
     };
-    found(|history| old(history, true), &expect![[""]]);
+    found(
+        |history| old(history, true),
+        &expect![[r#"
+        operation 4 (linearizable read at m0, 0.090 s) is stale: it answered with revision 12, but 15 was known before it began
+    "#]],
+    );
     found(|history| old(history, false), &expect![""]);
 }
 
 #[test]
 fn a_read_below_what_a_watcher_showed_is_found() {
     let early = |history: &mut History| {
-        let read = history.operations[READ].invoked;
+        let before = history.operations[READ].invoked.saturating_sub(Duration::from_millis(1));
         let Watched::Response { at, .. } = watched(history, "m0").last_mut().unwrap() else { panic!() };
-        *at = read - Duration::from_millis(1);
+        *at = before;
     };
-    found(early, &expect![[""]]);
+    found(
+        early,
+        &expect![[r#"
+        revision 17 changed history/b, which no operation did
+        operation 4 (linearizable read at m0, 0.090 s) is stale: it answered with revision 15, but 18 was known before it began
+        operation 6 (swap history/register from never to four at m0, 0.130 s) is stale: it answered with revision 15, but 18 was known before it began
+        operation 7 (delete history/a at m0, 0.150 s) is stale: it answered with revision 15, but 18 was known before it began
+        operation 8 (put history/c=five at m0, 0.170 s) has revision 16, but 18 was known before it began
+        operation 12 (linearizable read at m0, 0.250 s) is stale: it answered with revision 17, but 18 was known before it began
+        operation 13 (swap history/register from three to eight at m0, 0.270 s) has revision 18, but 18 was known before it began
+    "#]],
+    );
 }
 
 #[test]
@@ -321,7 +395,12 @@ fn a_read_of_what_is_not_there_is_found() {
         };
         answer.get_mut(&format!("{PREFIX}c")).unwrap().value = "other".to_owned();
     };
-    found(misread, &expect![[""]]);
+    found(
+        misread,
+        &expect![[r#"
+        operation 12 (linearizable read at m0, 0.250 s) says that history/c was other of revision 16 at revision 17, but it was five of revision 16
+    "#]],
+    );
 }
 
 #[test]
@@ -330,7 +409,12 @@ fn a_swap_that_succeeded_against_the_replay_is_found() {
         let Call::Swap { expected, .. } = &mut history.operations[FIRST_SWAP].call else { panic!() };
         *expected = Some("zero".to_owned());
     };
-    found(expect_other, &expect![[""]]);
+    found(
+        expect_other,
+        &expect![[r#"
+        operation 2 (swap history/register from zero to three at m0, 0.050 s) says that history/register was zero at revision 12, but it was absent
+    "#]],
+    );
 }
 
 #[test]
@@ -339,7 +423,12 @@ fn a_swap_that_failed_against_the_replay_is_found() {
         let Call::Swap { expected, .. } = &mut history.operations[VAIN_SWAP].call else { panic!() };
         *expected = Some("three".to_owned());
     };
-    found(expect_right, &expect![[""]]);
+    found(
+        expect_right,
+        &expect![[r#"
+        operation 6 (swap history/register from three to four at m0, 0.130 s) says that history/register was not what was expected at revision 15, but it was three
+    "#]],
+    );
 }
 
 #[test]
@@ -348,7 +437,12 @@ fn a_delete_that_did_not_see_its_key_is_found() {
         let Call::Delete { key, .. } = &mut history.operations[VAIN_DELETE].call else { panic!() };
         *key = format!("{PREFIX}b");
     };
-    found(there, &expect![[""]]);
+    found(
+        there,
+        &expect![[r#"
+        operation 7 (delete history/b at m0, 0.150 s) says that history/b was absent at revision 15, but it was two
+    "#]],
+    );
 }
 
 #[test]
@@ -361,7 +455,15 @@ fn a_change_that_nobody_made_is_found() {
             }
         }
     };
-    found(invade, &expect![[""]]);
+    found(
+        invade,
+        &expect![[r#"
+        revision 14 changed history/z, which no operation did
+        operation 4 (linearizable read at m0, 0.090 s) says that history/z was absent at revision 15, but it was x of revision 14
+        operation 5 (serializable read at m0, 0.110 s) says that history/z was absent at revision 15, but it was x of revision 14
+        operation 12 (linearizable read at m0, 0.250 s) says that history/z was absent at revision 17, but it was x of revision 14
+    "#]],
+    );
 }
 
 #[test]
@@ -370,12 +472,22 @@ fn a_repeated_event_is_found() {
         let watched = watched(history, "m0");
         watched.insert(3, watched[2].clone());
     };
-    found(repeat, &expect![[""]]);
+    found(
+        repeat,
+        &expect![[r#"
+        the watcher of m0 saw revision 12 again
+    "#]],
+    );
 }
 
 #[test]
 fn reordered_events_are_found() {
-    found(|history| watched(history, "m0").swap(2, 3), &expect![[""]]);
+    found(
+        |history| watched(history, "m0").swap(2, 3),
+        &expect![[r#"
+        the watcher of m0 saw revision 12 after 13
+    "#]],
+    );
 }
 
 #[test]
@@ -386,12 +498,22 @@ fn a_revision_in_parts_is_found() {
         let second = Watched::Response { at: *at, events: events.split_off(1) };
         watched.insert(4, second);
     };
-    found(tear, &expect![[""]]);
+    found(
+        tear,
+        &expect![[r#"
+        the watcher of m0 saw revision 13 in parts
+    "#]],
+    );
 }
 
 #[test]
 fn a_gap_in_a_watch_is_found() {
-    found(|history| forget(history, &["m1"], 14), &expect![[""]]);
+    found(
+        |history| forget(history, &["m1"], 14),
+        &expect![[r#"
+        the watcher of m1 never saw revisions 14 to 14
+    "#]],
+    );
 }
 
 #[test]
@@ -406,12 +528,22 @@ fn a_gap_that_was_compacted_is_none() {
         compact(history);
         forget(history, &["m1"], 13);
     };
-    found(and_more, &expect![[""]]);
+    found(
+        and_more,
+        &expect![[r#"
+        the watcher of m1 never saw revisions 13 to 13
+    "#]],
+    );
 }
 
 #[test]
 fn a_watcher_that_does_not_catch_up_is_found() {
-    found(|history| forget(history, &["m1"], 18), &expect![[""]]);
+    found(
+        |history| forget(history, &["m1"], 18),
+        &expect![[r#"
+        the watcher of m1 must have seen revision 18 in the end, but next it expects 18
+    "#]],
+    );
 }
 
 #[test]
@@ -422,20 +554,50 @@ fn forked_members_are_found() {
             event.value = Some("else".to_owned());
         }
     };
-    found(fork, &expect![[""]]);
+    found(
+        fork,
+        &expect![[r#"
+        revision 12 is not the same at m0 and at m1
+    "#]],
+    );
 }
 
 #[test]
 fn members_that_differ_in_the_end_are_found() {
-    found(|history| member_end(history, "m1").hash = 8, &expect![[""]]);
-    found(|history| member_end(history, "m1").cluster_id = 2, &expect![[""]]);
-    found(|history| member_end(history, "m1").listed.clear(), &expect![[""]]);
+    found(
+        |history| member_end(history, "m1").hash = 8,
+        &expect![[r#"
+        in the end m0 and m1 have different data (HashKV, compact revision): [(7, 0), (8, 0)]
+    "#]],
+    );
+    found(
+        |history| member_end(history, "m1").cluster_id = 2,
+        &expect![[r#"
+        in the end m0 and m1 are in different clusters
+    "#]],
+    );
+    found(
+        |history| member_end(history, "m1").listed.clear(),
+        &expect![[r#"
+        in the end m0 and m1 have different member lists: {1: Listed { name: "m0", peer_urls: [], client_urls: [], learner: false }} and {}
+    "#]],
+    );
     let silence = |history: &mut History| {
         let members = &mut history.end.as_mut().unwrap().members;
         members.insert("m1".to_owned(), Err("no answer".to_owned()));
     };
-    found(silence, &expect![[""]]);
-    found(|history| history.end = None, &expect![[""]]);
+    found(
+        silence,
+        &expect![[r#"
+        in the end m1 did not tell what it has: no answer
+    "#]],
+    );
+    found(
+        |history| history.end = None,
+        &expect![[r#"
+        nobody looked at the end
+    "#]],
+    );
 }
 
 #[test]
