@@ -107,6 +107,14 @@ impl Cluster {
         }
     }
 
+    fn copy(&self, from: &str, to: &str) {
+        let to = self.folder.path().join(to);
+        drop(std::fs::remove_dir_all(&to));
+        let mut command = Command::new("cp");
+        command.args(["--archive", "--sparse=always"]).arg(self.folder.path().join(from)).arg(to);
+        assert!(command.status().unwrap().success());
+    }
+
     async fn compact(&self, place: usize, revision: Revision) {
         connect(&self.address(place), None).await.unwrap().compact(revision, None).await.unwrap();
     }
@@ -168,12 +176,14 @@ async fn under_load(cluster: &mut Cluster, faults: impl AsyncFnOnce(&mut Cluster
     });
     faults(cluster).await;
     stop.store(true, Ordering::Relaxed);
-    let history = finish(load.await.unwrap(), addresses, None, PATIENCE).await;
-    let verdict = check(&history);
+    finish(load.await.unwrap(), addresses, None, PATIENCE).await
+}
+
+fn is_good(history: &History) {
+    let verdict = check(history);
     println!("measured: {}; longest stall {:?}", verdict.summary(), history.longest_stall);
     assert!(verdict.violations.is_empty(), "{verdict}");
     assert!(verdict.acknowledged > 50, "{verdict}");
-    history
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,6 +195,7 @@ async fn an_etcd_that_is_killed_and_started_again_keeps_its_promises() {
         cluster.goes_on(0, 60).await;
     };
     let history = under_load(&mut Cluster::start(1), faults).await;
+    is_good(&history);
     let resumed = |watched: &&Watched| matches!(watched, Watched::Resumed { .. });
     assert!(history.watchers["m0"].iter().filter(resumed).count() > 1, "the watch never broke");
 
@@ -221,6 +232,7 @@ async fn three_members_that_are_killed_in_turn_keep_their_promises() {
     };
     let mut cluster = Cluster::start(3);
     let history = under_load(&mut cluster, faults).await;
+    is_good(&history);
 
     let mut forked = history.clone();
     let end = forked.end.as_mut().unwrap().members.get_mut("m1").unwrap().as_mut().unwrap();
@@ -237,4 +249,25 @@ async fn three_members_that_are_killed_in_turn_keep_their_promises() {
     let compacted = |watched: &Watched| matches!(watched, Watched::Compacted { .. });
     assert!(late.watchers["m1"].iter().any(compacted), "{:?}", late.watchers["m1"]);
     assert_eq!(check(&late).violations, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_whose_volume_is_rolled_back_is_found() {
+    let faults = async |cluster: &mut Cluster| {
+        cluster.goes_on(0, 30).await;
+        cluster.kill(0);
+        cluster.copy("m0", "older");
+        cluster.start_member(0);
+        cluster.goes_on(0, 30).await;
+        cluster.kill(0);
+        cluster.copy("older", "m0");
+        cluster.start_member(0);
+        cluster.goes_on(0, 60).await;
+    };
+    let history = under_load(&mut Cluster::start(1), faults).await;
+    let found = check(&history).violations;
+    let back = |violation: &Violation| matches!(violation, Violation::BackInTime { .. });
+    let shared = |violation: &Violation| matches!(violation, Violation::Shared { .. });
+    let lost = |violation: &Violation| matches!(violation, Violation::Lost { .. });
+    assert!(found.iter().any(back) && found.iter().any(shared) && found.iter().any(lost), "{found:?}");
 }
