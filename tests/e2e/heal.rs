@@ -1,10 +1,8 @@
 //! Members whose data are harmed heal under load; what cannot be known is refused.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
@@ -14,7 +12,6 @@ use quorate::api::EtcdMemberReplacement;
 use quorate::api::replacement::Phase;
 use serde_json::json;
 
-use crate::scaling::write;
 use crate::support::{Story, copy, eventually, kill_in_pod, measured, story};
 
 /// What is done to a member's volume.
@@ -80,9 +77,8 @@ async fn heals(version: &str, kind: Harm) {
     story(&format!("heal{}", (kind as u8)), async |story| {
         story.create(json!({"version": version})).await;
         let before = story.healthy().await;
-        let stop = AtomicBool::new(false);
         let older = tempfile();
-        let path = async {
+        let faults = async {
             story.write("before-", 100).await;
             copy(&story.volume("main-1").await.join("data/member"), &older);
             story.write("after-", 200).await;
@@ -96,41 +92,25 @@ async fn heals(version: &str, kind: Harm) {
                 (gone && whole && status.members.len() == 3 && status.summary.as_deref() == Some("Healthy"))
                     .then_some(status)
             };
-            let status = eventually(&format!("{kind:?} on {version} is healed"), healed).await;
-            let took = begun.elapsed();
-            stop.store(true, Ordering::Relaxed);
-            (status, took)
+            (eventually(&format!("{kind:?} on {version} is healed"), healed).await, begun.elapsed())
         };
-        let ((status, took), written) = tokio::join!(path, write(story, &stop));
+        let ((status, took), verdict) = story.under_load(faults).await;
         fs::remove_dir_all(&older).unwrap();
         let again = status.members.iter().any(|member| member.name == "main-1");
         let kept = !matches!(kind, Harm::ClaimDeleted | Harm::PodAndClaimDeleted);
         assert_eq!(again, kept, "{:?}", status.members);
         assert_eq!(story.count(&status.members[0].name, "after-").await, 200);
-        let lost = lost(story, &status.members[0].name, &written.acknowledged).await;
-        assert!(lost.is_empty(), "acknowledged keys are lost: {lost:?}");
         let requests = story.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;
-        let phases: Vec<_> = requests.iter().map(|request| request.status.clone().unwrap_or_default().phase).collect();
+        let phases: Vec<_> =
+            requests.iter().map(|request| request.status.clone().unwrap_or_default().phase).collect();
         assert_eq!(phases, [Some(Phase::Complete)], "{requests:?}");
+        let seconds = took.as_secs_f64();
         measured(&format!(
-            "{kind:?} on {version}: three voters again after {:.1} s; {} keys acknowledged, all there; longest gap of writes {:.2} s",
-            took.as_secs_f64(),
-            written.acknowledged.len(),
-            written.longest_gap.as_secs_f64(),
+            "{kind:?} on {version}: three voters again after {seconds:.1} s; {}",
+            verdict.summary()
         ));
     })
     .await;
-}
-
-async fn lost(story: &Story, member: &str, acknowledged: &[u64]) -> Vec<u64> {
-    let options = etcd_client::GetOptions::new().with_prefix().with_keys_only();
-    let keys = story.etcd(member).await.get("unique/", Some(options)).await.unwrap();
-    let there: BTreeSet<u64> = keys
-        .kvs()
-        .iter()
-        .filter_map(|pair| pair.key_str().ok()?.strip_prefix("unique/")?.parse().ok())
-        .collect();
-    acknowledged.iter().copied().filter(|key| !there.contains(key)).collect()
 }
 
 fn tempfile() -> PathBuf {

@@ -1,20 +1,12 @@
 //! The operator as it is installed, and the command line on a real cluster.
 
-use std::process::Command;
-
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, ListParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::support::{eventually, story};
-
-fn quorate(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_quorate")).args(arguments).output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
-}
+use crate::support::{eventually, quorate, story};
 
 #[tokio::test]
 async fn a_new_object_is_in_progress_before_the_operator_has_seen_it() {

@@ -26,5 +26,6 @@ mod many;
 mod quiet;
 mod readme;
 mod recovery;
+mod replace;
 mod scaling;
 mod sizes;

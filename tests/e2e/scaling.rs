@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a writer of unique keys saw.
 #[derive(Default)]
-pub(crate) struct Written {
-    pub(crate) acknowledged: Vec<u64>,
-    pub(crate) longest_gap: Duration,
+struct Written {
+    acknowledged: Vec<u64>,
+    longest_gap: Duration,
 }
 
 /// Puts one key after the other, each at whatever member takes it, until told to stop.
-pub(crate) async fn write(story: &Story, stop: &AtomicBool) -> Written {
+async fn write(story: &Story, stop: &AtomicBool) -> Written {
     let identity = story.identity().await;
     let mut written = Written::default();
     let mut last = Instant::now();

@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::Client as Etcd;
@@ -17,6 +18,8 @@ use kube::{Api, Client, ResourceExt};
 use quorate::api::EtcdCluster;
 use quorate::api::cluster::EtcdClusterStatus;
 use quorate::etcd::connect::{Address, ClientIdentity, connect};
+use quorate_history::check::{Verdict, check};
+use quorate_history::record;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
@@ -103,6 +106,13 @@ pub(crate) fn kubectl(arguments: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     said
+}
+
+/// Runs the program that people have: its exit code, and what it says on standard output and standard error.
+pub(crate) fn quorate(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_quorate")).args(arguments).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
 /// Runs the test cluster's tool (`cargo cluster …`) on the cluster under test; returns what it says.
@@ -243,6 +253,30 @@ impl Story {
         ClientIdentity { authority: field("ca.crt"), certificate: field("tls.crt"), key: field("tls.key") }
     }
 
+    /// Lets clients write, read and watch while something happens, and judges all that they saw by etcd's promises. To
+    /// be called on a cluster that serves, of certificates of its own.
+    pub(crate) async fn under_load<T>(&self, happens: impl Future<Output = T>) -> (T, Verdict) {
+        let identity = Some(self.identity().await);
+        let stop = AtomicBool::new(false);
+        let addresses = async || self.addresses().await;
+        let load = record::run(addresses, identity.clone(), record::Settings::default(), &stop);
+        let happens = async {
+            let outcome = happens.await;
+            stop.store(true, Ordering::Relaxed);
+            outcome
+        };
+        let (history, outcome) = tokio::join!(load, happens);
+        let history = record::finish(history, addresses, identity, Duration::from_mins(1)).await;
+        let verdict = check(&history);
+        if !verdict.violations.is_empty() {
+            let file = std::env::temp_dir().join(format!("{}.json", self.namespace));
+            record::keep(&history, &file).unwrap();
+            panic!("{verdict}\nthe history is in {}", file.display());
+        }
+        assert!(verdict.acknowledged > 100, "{verdict}");
+        (outcome, verdict)
+    }
+
     /// A client of one member.
     pub(crate) async fn etcd(&self, member: &str) -> Etcd {
         let address = self.addresses().await.remove(member).expect("the member has an address");
@@ -345,6 +379,19 @@ pub(crate) fn identities(status: &EtcdClusterStatus) -> (Option<String>, Vec<(St
     let members =
         status.members.iter().map(|member| (member.name.clone(), member.member_id.clone())).collect();
     (status.cluster_id.clone(), members)
+}
+
+/// Sends a signal, such as -STOP, to every process of a Pod whose command line begins with `what`.
+pub(crate) fn signal_in_pod(pod_uid: &str, what: &str, signal: &str) {
+    let begins = |path: &PathBuf| {
+        fs::read_to_string(path.join("cmdline")).is_ok_and(|command| command.starts_with(what))
+    };
+    let found: Vec<_> = processes(pod_uid, what).into_iter().filter(begins).collect();
+    assert!(!found.is_empty(), "no process {what} was found");
+    for process in found {
+        let pid = process.file_name().expect("a process has a number");
+        assert!(Command::new("kill").arg(signal).arg(pid).status().unwrap().success());
+    }
 }
 
 /// Kills -9 every process of a Pod whose command line contains `what`. Processes are found by their cgroup, so none

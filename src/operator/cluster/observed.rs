@@ -15,6 +15,7 @@ use crate::api::replacement::{
     EtcdMemberReplacement, EtcdMemberReplacementSpec, EtcdMemberReplacementStatus, Phase,
 };
 use crate::etcd::connect::Address;
+use crate::etcd::failure::{Exit, Failure};
 use crate::etcd::survey::{Answer, ListedMember, Survey};
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
@@ -200,6 +201,8 @@ pub struct MemberPod {
     pub ended_recently: bool,
     /// The guard's last words.
     pub last_exit: Option<GuardReport>,
+    /// Whether the kubelet says that the etcd container last ended for want of memory.
+    pub out_of_memory: bool,
 }
 
 /// What the guard wrote as the termination message.
@@ -421,12 +424,28 @@ impl MemberPod {
                 .and_then(last_end)
                 .is_some_and(|end| end.finished_at.as_ref().is_some_and(|at| now < at.0 + RECENTLY)),
             last_exit: etcd.and_then(last_message).map(|message| GuardReport::parse(&message)),
+            out_of_memory: etcd
+                .and_then(last_end)
+                .is_some_and(|end| end.reason.as_deref() == Some("OOMKilled")),
         }
     }
 
     /// Whether it has ended for good: the kubelet will not start it again.
     pub fn ended(&self) -> bool {
         self.phase == "Succeeded" || self.phase == "Failed"
+    }
+
+    /// Why etcd ended the last time, if it ended by itself and is not ready again.
+    pub fn failure(&self) -> Option<Failure> {
+        let report = self.last_exit.as_ref().filter(|_| !self.ready)?;
+        Failure::of(&Exit {
+            exit: report.exit,
+            signal: report.signal,
+            cause: report.cause.as_deref(),
+            sentence: report.message.as_deref(),
+            lines: &report.lines,
+            out_of_memory: self.out_of_memory,
+        })
     }
 
     /// Why the guard refuses to start etcd on this volume, while it does.

@@ -15,18 +15,21 @@ use serde_json::json;
 
 use super::super::desired::Desired;
 use super::super::manifests::{labels, owner};
-use super::super::observed::{MemberPod, Observed, Request};
+use super::super::observed::{GuardReport, Observed, Request};
 use super::roster::{Roster, Seat};
 use super::{Ensure, Finding, Plan, is_ours};
 use crate::api::cluster::RepairMode;
 use crate::api::duration::parse_duration;
 use crate::api::reason::Reason;
 use crate::api::replacement::{ReplacementStrategy, ReplacementVolume};
+use crate::etcd::failure::Remedy;
 use crate::etcd::quorum::quorum;
 use crate::operator::names;
 
 /// Where the spec's own cannot be read.
 const UNHEALTHY_AFTER: SignedDuration = SignedDuration::from_mins(10);
+/// Longest part of etcd's words that goes into a message.
+const LONGEST_WHY: usize = 300;
 /// Repairs of merely silent members are counted over this time.
 const COUNTED: SignedDuration = SignedDuration::from_hours(1);
 
@@ -176,20 +179,8 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
         }
         None | Some(_) => {}
     }
-    if let Some(why) = bad_data(seat) {
-        return of(remove, ReplacementVolume::Keep, true, why);
-    }
-    if seat
-        .pod
-        .and_then(MemberPod::refusal)
-        .is_some_and(|report| report.cause.as_deref() == Some("ForeignVolume"))
-    {
-        return of(
-            remove,
-            ReplacementVolume::New,
-            true,
-            "the data on its volume are another member's".to_owned(),
-        );
+    if let Some((volume, why)) = proven(seat) {
+        return of(remove, volume, true, why);
     }
     let since = *observed.record.unhealthy_since.get(name)?;
     let down_for = observed.now.duration_since(since);
@@ -204,20 +195,28 @@ fn unhealthy_after(desired: &Desired) -> SignedDuration {
 
 /// Whether the member's data are proven to be of no use, while the volume works.
 pub(super) fn has_bad_data(seat: &Seat) -> bool {
-    !seat.healthy && bad_data(seat).is_some()
+    !seat.healthy && proven(seat).is_some_and(|(volume, _)| volume == ReplacementVolume::Keep)
 }
 
-fn bad_data(seat: &Seat) -> Option<String> {
-    let report = seat.pod?.refusal()?;
-    let bad = ["DataLost", "RolledBack", "WalDamaged"];
-    bad.contains(&report.cause.as_deref()?).then(|| report.sentence().trim_end_matches('.').to_owned())
+/// What the guard or etcd itself proved, and what becomes of the volume.
+fn proven(seat: &Seat) -> Option<(ReplacementVolume, String)> {
+    let pod = seat.pod?;
+    let failure = pod.failure()?;
+    let volume = match failure.remedy() {
+        Remedy::Wipe => ReplacementVolume::Keep,
+        Remedy::Replace => ReplacementVolume::New,
+        Remedy::Wait | Remedy::Ask => return None,
+    };
+    let sentence = pod.last_exit.as_ref().map(GuardReport::sentence).unwrap_or_default();
+    let short: String = sentence.trim_end_matches('.').chars().take(LONGEST_WHY).collect();
+    Some((volume, format!("{}: {short}", failure.name())))
 }
 
 /// Whether nothing is known but that it is down. What etcd or the guard says, what the spec asks for, and what passes
 /// by itself is no reason to give up a volume.
 fn is_merely_down(seat: &Seat) -> bool {
     let Some(pod) = seat.pod else { return true };
-    let spoke = pod.last_exit.is_some() && !pod.deleting && pod.ended_recently;
+    let spoke = pod.failure().is_some() && !pod.deleting && pod.ended_recently;
     !spoke && pod.waiting.as_deref().is_none_or(|waiting| !waiting.contains("Image"))
 }
 

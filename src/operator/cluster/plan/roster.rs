@@ -5,8 +5,9 @@
 use std::collections::BTreeSet;
 
 use super::super::desired::Desired;
-use super::super::observed::{Intent, MemberPod, Observed, Volume, VolumeState};
+use super::super::observed::{GuardReport, Intent, MemberPod, Observed, Volume, VolumeState};
 use super::is_ours;
+use crate::etcd::failure::Remedy;
 use crate::etcd::quorum::quorum;
 use crate::etcd::survey::{Answer, ListedMember};
 use crate::etcd::{ClusterId, MemberId};
@@ -183,9 +184,8 @@ impl<'a> Seat<'a> {
         if volume.identity.is_some_and(|(_, id)| id != self.id) {
             return Some("its volume is another member's".to_owned());
         }
-        let report = self.pod?.refusal()?;
-        let hopeless = ["DataLost", "ForeignVolume", "RolledBack", "WalDamaged"];
-        hopeless.contains(&report.cause.as_deref()?).then(|| report.sentence())
+        let hopeless = matches!(self.pod?.failure()?.remedy(), Remedy::Wipe | Remedy::Replace);
+        hopeless.then(|| self.pod.and_then(|pod| pod.last_exit.as_ref()).map(GuardReport::sentence)).flatten()
     }
 }
 
