@@ -40,7 +40,7 @@ async fn refusal(story: &Story, spec: Value) -> String {
 async fn lowest_margin(story: &Story, stop: &std::sync::atomic::AtomicBool) -> usize {
     let identity = story.identity().await;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
-    let mut lowest = usize::MAX;
+    let (mut lowest, mut last) = (usize::MAX, usize::MAX);
     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
         tick.tick().await;
         let survey = quorate::etcd::survey::survey(story.addresses().await, Some(&identity)).await;
@@ -50,7 +50,11 @@ async fn lowest_margin(story: &Story, stop: &std::sync::atomic::AtomicBool) -> u
             list.members.iter().filter(|member| !member.learner).map(|member| member.id).collect();
         let healthy =
             answers().filter(|answer| answer.quorum.is_some() && voters.contains(&answer.member_id)).count();
-        lowest = lowest.min(margin(voters.len(), healthy).unwrap_or_default());
+        // Answers of one look are not of one moment: who has just begun to vote may have answered as a learner. So what
+        // counts is what two looks in a row have seen.
+        let now = margin(voters.len(), healthy).unwrap_or_default();
+        lowest = lowest.min(now.max(last));
+        last = now;
     }
     lowest
 }

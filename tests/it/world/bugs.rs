@@ -3,6 +3,9 @@
 //! stands for (`reliability.md` 2).
 
 use quorate::etcd::MemberId;
+use std::cell::RefCell;
+
+use quorate::api::replacement::ReplacementStrategy;
 use quorate::etcd::membership::Call;
 use quorate::operator::cluster::desired::Desired;
 use quorate::operator::cluster::manifests::pod::voter_label;
@@ -198,7 +201,50 @@ fn takes_pods_for_members(desired: &Desired, observed: &Observed) -> Plan {
     plan(&seen, observed)
 }
 
-const BUGS: [Bug; 13] = [
+fn rewritten(plan: Plan, from: &str, to: &str) -> Plan {
+    let ensure = plan.ensure.into_iter().map(|item| match item {
+        Ensure::Create { kind: "Pod", manifest } => {
+            let text = manifest.to_string().replace(from, to);
+            Ensure::Create { kind: "Pod", manifest: serde_json::from_str(&text).unwrap() }
+        }
+        other => other,
+    });
+    Plan { ensure: ensure.collect(), ..plan }
+}
+
+fn expects_no_data(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = observed.clone();
+    seen.record.high_water.clear();
+    let expects = |yes: bool| format!(r#""name":"QUORATE_EXPECT_STAMP","value":"{yes}""#);
+    rewritten(plan(desired, &seen), &expects(true), &expects(false))
+}
+
+fn deletes_by_name_alone(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    if let Some(Step::DeletePod(premise)) = &mut good.step {
+        (premise.uid, premise.resource_version) = (String::new(), String::new());
+    }
+    good
+}
+
+fn decides_on_the_look_before(desired: &Desired, observed: &Observed) -> Plan {
+    thread_local! {
+        static LAST: RefCell<Option<(String, Observed)>> = const { RefCell::new(None) };
+    }
+    let last = LAST.with(|last| last.borrow_mut().replace((desired.uid.clone(), observed.clone())));
+    let last = last.filter(|(uid, _)| *uid == desired.uid && observed.record.cluster_id.is_some());
+    plan(desired, last.as_ref().map_or(observed, |(_, last)| last))
+}
+
+fn exchanges_who_is_down_the_new_one_first(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = observed.clone();
+    for request in seen.requests.iter_mut().filter(|request| request.status.strategy.is_some()) {
+        request.status.strategy = Some(ReplacementStrategy::AddFirst);
+    }
+    plan(desired, &seen)
+}
+
+const BUGS: [Bug; 17] = [
     Bug {
         rule: "I-1 quorum",
         class: "D3",
@@ -256,6 +302,30 @@ const BUGS: [Bug; 13] = [
         class: "D1",
         what: "takes ready Pods for the wanted size",
         planner: takes_pods_for_members,
+    },
+    Bug {
+        rule: "I-4 no amnesia",
+        class: "D6",
+        what: "starts who lost its data empty",
+        planner: expects_no_data,
+    },
+    Bug {
+        rule: "I-1 quorum",
+        class: "A2",
+        what: "deletes a Pod by its name alone",
+        planner: deletes_by_name_alone,
+    },
+    Bug {
+        rule: "I-2 restraint",
+        class: "I-13",
+        what: "decides on the look before",
+        planner: decides_on_the_look_before,
+    },
+    Bug {
+        rule: "ESR",
+        class: "B",
+        what: "waits for one with bad data to be well first",
+        planner: exchanges_who_is_down_the_new_one_first,
     },
 ];
 

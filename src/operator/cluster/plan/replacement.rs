@@ -424,14 +424,14 @@ fn at(
     let name = exchange.name;
     let running = |step, message: String| Verdict::new(Phase::Running, step, message);
     if old.is_none() && (votes || whole) {
-        let by = new
-            .filter(|_| votes)
-            .map_or_else(|| "nobody, since fewer are wanted now".to_owned(), str::to_owned);
-        return Verdict::new(
-            Phase::Complete,
-            "Done",
-            format!("{name} has left; its place is taken by {by}."),
-        );
+        let message = match new.filter(|_| votes) {
+            None => format!("{name} has left; nobody takes its place, since fewer are wanted now."),
+            Some(new) if new == name => {
+                format!("{name} was removed, has joined anew on its volume, and votes.")
+            }
+            Some(new) => format!("{name} has left; its place is taken by {new}."),
+        };
+        return Verdict::new(Phase::Complete, "Done", message);
     }
     if let Some(old) = old.filter(|_| exchange.how != How::AddFirst || votes) {
         let beside = roster.healthy_beside(old);
