@@ -6,6 +6,7 @@
 pub mod authorize;
 pub mod change;
 pub mod connect;
+pub mod failure;
 pub mod flags;
 pub mod identity;
 pub mod membership;
