@@ -39,10 +39,17 @@ impl Lines {
     }
 }
 
-/// Whether etcd refuses its own command line: no second try can end otherwise. Seen alike on 3.5, 3.6 and 3.7.
+/// Whether etcd refuses its own command line: no second try can end otherwise. Seen alike on 3.5, 3.6 and 3.7; the
+/// beginnings are all that Go's package `flag` has.
 pub fn refuses_flags(line: &str) -> bool {
-    line.starts_with("invalid value ")
-        || line.starts_with("flag provided but not defined: ")
+    const BEGINNINGS: [&str; 5] = [
+        "invalid value ",
+        "invalid boolean value ",
+        "flag provided but not defined: ",
+        "flag needs an argument: ",
+        "bad flag syntax: ",
+    ];
+    BEGINNINGS.iter().any(|beginning| line.starts_with(beginning))
         || line.contains("\"msg\":\"failed to verify flags\"")
 }
 
@@ -101,6 +108,25 @@ mod tests {
 
         lines.lock().unwrap().note(endless.as_bytes());
         assert_eq!(lines.lock().unwrap().kept()[4].len(), KEPT_BYTES);
+    }
+
+    #[test]
+    fn every_way_to_refuse_a_command_line_is_a_last_word() {
+        let said = [
+            "invalid value \"many\" for flag -snapshot-count: parse error",
+            "invalid boolean value \"maybe\" for -strict-reconfig-check: parse error",
+            "flag provided but not defined: -no-such-flag",
+            "flag needs an argument: -name",
+            "bad flag syntax: ---name",
+            r#"{"level":"warn","msg":"failed to verify flags","error":"unknown auto-compaction-mode \"never\""}"#,
+        ];
+        let mut lines = Lines::default();
+        for line in said {
+            assert!(refuses_flags(line), "{line}");
+            lines.note(line.as_bytes());
+        }
+        lines.note(b"Usage:");
+        assert_eq!(lines.kept(), said[1..]);
     }
 
     #[test]

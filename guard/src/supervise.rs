@@ -154,6 +154,8 @@ impl<'a> Supervisor<'a> {
         })?;
         let pid = Pid::from_child(&child);
         self.open_logs = 2;
+        // What an earlier try said is no reason for the end of this one.
+        self.lines = Arc::default();
         self.copy_log(&mut child);
         let status = self.watch(pid);
         let ran_for = begun.elapsed();

@@ -13,6 +13,7 @@ mod bad_input_files;
 mod chart;
 mod crds;
 mod examples;
+mod failures;
 mod gitops;
 #[path = "../e2e/judges.rs"]
 mod judges;

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::cluster::{Cluster, Ended, write_sparse};
@@ -79,6 +80,8 @@ fn a_join_that_finds_no_peer_is_tried_again_until_one_answers() {
     cluster.members.push(joiner);
     let listed = cluster.ctl(0, &["member", "list"]).unwrap();
     assert_eq!(listed["members"].as_array().map(Vec::len), Some(2), "{listed}");
+    let Ended { report, .. } = waiting.stop();
+    assert_eq!(report["lines"], json!([]), "why earlier tries failed is no news at the end: {report}");
 }
 
 /// Left to itself, etcd finds no members in such a log and waits for a leader for ever.

@@ -18,8 +18,8 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::http;
-use crate::programs::{program, wait_until};
+use super::http;
+use super::programs::{guard, program, wait_until};
 
 /// A cluster and its folder, which goes with it.
 pub(crate) struct Cluster {
@@ -36,7 +36,7 @@ pub(crate) struct Member {
     pub(crate) peer: SocketAddr,
     pub(crate) volume: PathBuf,
     pub(crate) state: PathBuf,
-    minor: &'static str,
+    pub(crate) minor: &'static str,
     folder: PathBuf,
     variables: BTreeMap<&'static str, String>,
     flags: BTreeMap<&'static str, String>,
@@ -197,11 +197,11 @@ impl Member {
 
     /// Starts the guard, which starts etcd.
     pub(crate) fn start(&self) -> Guard {
-        let (log, message) = (self.folder.join("log"), self.folder.join("message"));
+        let (log, message) = (self.folder.join("log"), self.message());
         drop(fs::remove_file(&message));
         let log = File::create(log).unwrap();
         let etcd = self.etcd_command();
-        let child = Command::new(env!("CARGO_BIN_EXE_quorate-guard"))
+        let child = Command::new(guard())
             .arg("--")
             .arg(etcd.get_program())
             .args(etcd.get_args())
@@ -219,7 +219,13 @@ impl Member {
         Guard { child, ended: false, volume: self.volume.clone(), folder: self.folder.clone() }
     }
 
-    fn etcd_command(&self) -> Command {
+    /// Where the guard writes its termination message.
+    pub(crate) fn message(&self) -> PathBuf {
+        self.folder.join("message")
+    }
+
+    /// etcd as the guard starts it.
+    pub(crate) fn etcd_command(&self) -> Command {
         let mut command = Command::new(program(self.minor, "etcd"));
         command.arg(format!("--data-dir={}", self.volume.join("data").display()));
         command.args(self.flags.iter().map(|(flag, value)| format!("--{flag}={value}")));
@@ -435,7 +441,8 @@ fn own_address() -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(
         127,
         octet(process),
-        octet(process / 250),
+        // Beside the addresses of other tests that share this process.
+        octet(process / 250 + 125),
         octet(USED.fetch_add(1, Ordering::Relaxed)),
     ))
 }

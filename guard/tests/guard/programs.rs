@@ -2,10 +2,13 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::statvfs;
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longer than anything takes on a busy machine with two cores.
@@ -24,6 +27,28 @@ pub(crate) fn program(minor: &str, name: &str) -> PathBuf {
     let path = PathBuf::from(folder).join(format!("etcd-{minor}")).join(name);
     assert!(path.exists(), "QUORATE_BIN has no {}; `cargo cluster programs` builds it", path.display());
     path
+}
+
+/// The guard's program. cargo names it only to the tests of its own package; others ask for it to be built.
+pub(crate) fn guard() -> &'static Path {
+    static GUARD: OnceLock<PathBuf> = OnceLock::new();
+    GUARD.get_or_init(|| option_env!("CARGO_BIN_EXE_quorate-guard").map_or_else(build_guard, PathBuf::from))
+}
+
+fn build_guard() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--package=quorate-guard", "--message-format=json"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "the guard could not be built");
+    let messages = String::from_utf8(built.stdout).unwrap();
+    let program = messages.lines().find_map(|message| {
+        let message: Value = serde_json::from_str(message).ok()?;
+        message["executable"].as_str().map(PathBuf::from)
+    });
+    program.unwrap()
 }
 
 /// A folder in memory where there is room, for tests that sync thousands of times.
