@@ -6,8 +6,9 @@ use std::time::Duration;
 use etcd_client::{AlarmAction, AlarmType, Client, Error, GetOptions, MemberAddOptions};
 
 use super::connect::{Address, ClientIdentity, connect};
+use super::hash::{KeyHash, hashes};
 use super::membership::{Asked, Call, ChangeError, Members, Roll};
-use super::survey::{Alarm, Survey, chain, listed, survey, words};
+use super::survey::{Alarm, Silence, Survey, chain, listed, survey, words};
 use super::{ClusterId, MemberId};
 
 /// Deadline of one change: etcd itself gives up after 5 s + 2 elections (`ReqTimeout`), so what has no answer by
@@ -35,6 +36,15 @@ impl Members for Dialled {
             let mut client = client(&member, identity.as_ref()).await?;
             ask_roll(&mut client).await.map_err(|error| sorted(&error))
         }))
+    }
+
+    fn hashes(
+        &self,
+        members: BTreeMap<String, Address>,
+        identity: Option<ClientIdentity>,
+        revision: i64,
+    ) -> Asked<'_, BTreeMap<String, Result<KeyHash, Silence>>> {
+        Box::pin(async move { hashes(members, identity.as_ref(), revision).await })
     }
 
     fn change(

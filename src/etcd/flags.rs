@@ -47,6 +47,8 @@ pub struct Flags<'a> {
     pub compaction: Option<(&'a str, &'a str)>,
     /// `--log-level`.
     pub log_level: &'a str,
+    /// Whether its data are compared with its peers' when it starts.
+    pub checked: bool,
     /// Further flags of the user's.
     pub extra: &'a BTreeMap<String, String>,
 }
@@ -66,7 +68,7 @@ impl Flags<'_> {
             arguments.extend(transport_security());
         }
         arguments.extend(self.limits());
-        arguments.extend(safety(self.version.minor));
+        arguments.extend(safety(self.version.minor, self.checked));
         arguments.extend(self.extra.iter().map(|(name, value)| format!("--{name}={value}")));
         arguments
     }
@@ -129,14 +131,22 @@ fn transport_security() -> Vec<String> {
 }
 
 /// Strict reconfiguration checks and both corruption checks; two learners where the minor allows it.
-fn safety(minor: Minor) -> Vec<String> {
-    let checks: &[&str] = match minor {
-        Minor::V3_5 => {
-            &["--experimental-initial-corrupt-check=true", "--experimental-compact-hash-check-enabled=true"]
-        }
-        Minor::V3_6 | Minor::V3_7 => {
-            &["--feature-gates=InitialCorruptCheck=true,CompactHashCheck=true", "--max-learners=2"]
-        }
+fn safety(minor: Minor, checked: bool) -> Vec<String> {
+    let checks = match minor {
+        Minor::V3_5 => [
+            format!("--experimental-initial-corrupt-check={checked}"),
+            "--experimental-compact-hash-check-enabled=true".to_owned(),
+        ],
+        Minor::V3_6 | Minor::V3_7 => [
+            format!("--feature-gates=InitialCorruptCheck={checked},CompactHashCheck=true"),
+            "--max-learners=2".to_owned(),
+        ],
     };
-    ["--strict-reconfig-check=true"].iter().chain(checks).map(|flag| (*flag).to_owned()).collect()
+    ["--strict-reconfig-check=true".to_owned()].into_iter().chain(checks).collect()
+}
+
+/// Whether a command line has etcd compare its data with its peers' when it starts.
+pub fn is_checked(arguments: &[String]) -> bool {
+    let off = ["InitialCorruptCheck=false", "initial-corrupt-check=false"];
+    !arguments.iter().any(|argument| off.iter().any(|off| argument.contains(off)))
 }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use super::connect::{Address, ClientIdentity};
-use super::survey::{Alarm, ListedMember, Survey};
+use super::hash::KeyHash;
+use super::survey::{Alarm, ListedMember, Silence, Survey};
 use super::{ClusterId, MemberId};
 
 /// One change, as etcd's API has it.
@@ -65,6 +66,13 @@ pub trait Members: Send + Sync {
     /// Asks one of them, with a linearizable read, who is a member now.
     fn roll(&self, member: Address, identity: Option<ClientIdentity>)
     -> Asked<'_, Result<Roll, ChangeError>>;
+    /// Asks all of them for the hash of what they hold at a revision.
+    fn hashes(
+        &self,
+        members: BTreeMap<String, Address>,
+        identity: Option<ClientIdentity>,
+        revision: i64,
+    ) -> Asked<'_, BTreeMap<String, Result<KeyHash, Silence>>>;
     /// Asks one of them for a change.
     fn change(
         &self,

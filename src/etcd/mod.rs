@@ -8,6 +8,7 @@ pub mod change;
 pub mod connect;
 pub mod failure;
 pub mod flags;
+pub mod hash;
 pub mod identity;
 pub mod membership;
 pub mod probe;

@@ -11,6 +11,7 @@ use super::cluster::desired::Desired;
 use super::cluster::observed::Observed;
 use super::cluster::plan::{Plan, plan};
 use super::metrics::Metrics;
+use crate::etcd::hash::Hashes;
 use crate::etcd::membership::Members;
 
 /// Deadline of one request to the apiserver: far above a healthy answer, below the life of a lease.
@@ -38,8 +39,10 @@ pub struct Context {
     marks: Mutex<HashMap<(String, String), (u64, u64)>>,
     /// Reconciles that failed in a row, by EtcdCluster UID.
     failures: Mutex<HashMap<String, Failures>>,
-    /// When a question that is only asked now and then was asked last, by EtcdCluster UID.
-    asked: Mutex<HashMap<String, Instant>>,
+    /// When a question that is only asked now and then was asked last, by EtcdCluster UID and question.
+    asked: Mutex<HashMap<(String, Question), jiff::Timestamp>>,
+    /// What voters held when they were last compared, by EtcdCluster UID.
+    hashes: Mutex<HashMap<String, Hashes>>,
     /// UIDs by namespace and name, so that what is kept by UID can be forgotten when only a name is left.
     uids: Mutex<HashMap<(String, String), String>>,
 }
@@ -52,6 +55,15 @@ struct Failures {
     until: Option<Instant>,
     /// The generation that failed.
     generation: Option<i64>,
+}
+
+/// A question that is only asked now and then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Question {
+    /// Whether auth is on.
+    Auth,
+    /// Whether members hold the same.
+    Hashes,
 }
 
 /// Desired + Observed → Plan.
@@ -96,6 +108,7 @@ impl Context {
             failures: Mutex::default(),
             uids: Mutex::default(),
             asked: Mutex::default(),
+            hashes: Mutex::default(),
         }
     }
 
@@ -140,13 +153,24 @@ impl Context {
     }
 
     /// Whether a question about a cluster that is asked once in `pause` is to be asked now; if so, it counts as asked.
-    pub fn is_due(&self, cluster_uid: &str, pause: Duration) -> bool {
-        let mut asked = lock(&self.asked);
-        let due = asked.get(cluster_uid).is_none_or(|last| last.elapsed() >= pause);
+    pub fn is_due(&self, cluster_uid: &str, question: Question, pause: jiff::SignedDuration) -> bool {
+        let (mut asked, now) = (lock(&self.asked), self.now());
+        let key = (cluster_uid.to_owned(), question);
+        let due = asked.get(&key).is_none_or(|last| now.duration_since(*last) >= pause);
         if due {
-            asked.insert(cluster_uid.to_owned(), Instant::now());
+            asked.insert(key, now);
         }
         due
+    }
+
+    /// What voters held when they were last compared.
+    pub fn hashes(&self, cluster_uid: &str) -> Option<Hashes> {
+        lock(&self.hashes).get(cluster_uid).cloned()
+    }
+
+    /// They were compared again.
+    pub fn keep_hashes(&self, cluster_uid: &str, hashes: Hashes) {
+        lock(&self.hashes).insert(cluster_uid.to_owned(), hashes);
     }
 
     /// A reconcile did not fail.
@@ -165,7 +189,8 @@ impl Context {
 
     fn forget_uid(&self, uid: &str) {
         self.succeeded(uid);
-        lock(&self.asked).remove(uid);
+        lock(&self.asked).retain(|(cluster, _), _| cluster != uid);
+        lock(&self.hashes).remove(uid);
         lock(&self.marks).retain(|(cluster, _), _| cluster != uid);
     }
 }

@@ -170,6 +170,7 @@ fn every_flag_that_the_operator_sets_is_owned() {
             quota_bytes: 1,
             compaction: Some(("periodic", "1h")),
             log_level: "info",
+            checked: true,
             extra: &extra,
         };
         for argument in flags.arguments() {

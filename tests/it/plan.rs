@@ -54,6 +54,7 @@ pub(crate) fn nothing() -> Observed {
         expandable_classes: BTreeSet::new(),
         addresses: BTreeMap::new(),
         survey: BTreeMap::new(),
+        hashes: None,
         requests: Vec::new(),
         now: jiff::Timestamp::UNIX_EPOCH,
     }

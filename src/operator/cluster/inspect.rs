@@ -1,7 +1,6 @@
 //! Looks at certificates: in Secrets, and, while the authorities are being replaced, at what members make of them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use futures::future::{join_all, try_join_all};
 use k8s_openapi::api::core::v1::Secret;
@@ -18,11 +17,11 @@ use crate::etcd::authorize::is_enabled;
 use crate::etcd::connect::{Address, ClientIdentity};
 use crate::etcd::probe::{Handshake, probe};
 use crate::etcd::survey::chain;
-use crate::operator::context::Context;
+use crate::operator::context::{Context, Question};
 use crate::operator::names;
 
 /// Auth that is as it should be is asked for this often: somebody may have changed it by hand.
-const AUTH_PAUSE: Duration = Duration::from_mins(5);
+const AUTH_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);
 
 /// Reads all Secrets with certificates.
 pub(super) async fn certificates(
@@ -176,7 +175,7 @@ async fn auth(
     let wanted = desired.spec.auth.enabled;
     let never_used = !wanted && seen != Some(true);
     let settled = seen == Some(wanted);
-    if never_used || (settled && !context.is_due(&desired.uid, AUTH_PAUSE)) {
+    if never_used || (settled && !context.is_due(&desired.uid, Question::Auth, AUTH_PAUSE)) {
         return None;
     }
     for address in addresses.values() {

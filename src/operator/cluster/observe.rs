@@ -12,15 +12,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::credentials::Credentials;
 use super::desired::Desired;
 use super::inspect::{certificates, inspect};
-use super::observed::{MemberPod, Observed, Record, Request, Volume};
+use super::observed::{Intent, MemberPod, Observed, Record, Request, Volume};
 use crate::api::EtcdMemberReplacement;
 use crate::api::cluster::EtcdClusterStatus;
 use crate::api::replacement::Phase;
+use crate::etcd::MemberId;
 use crate::etcd::connect::Address;
 use crate::etcd::flags::CLIENT_PORT;
-use crate::operator::context::{Context, REQUEST_DEADLINE};
+use crate::etcd::hash::Hashes;
+use crate::etcd::survey::{Answer, Survey};
+use crate::operator::context::{Context, Question, REQUEST_DEADLINE};
 use crate::operator::names;
 
 /// Kubernetes could not be read: nothing is known, so nothing is done.
@@ -41,6 +45,9 @@ pub enum ObserveError {
         what: String,
     },
 }
+
+/// What members hold is compared so often.
+const HASHES_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
 
 /// One look.
 pub async fn observe(
@@ -68,7 +75,9 @@ pub async fn observe(
     );
     (credentials.presented, credentials.auth) = inspection;
     raise_marks(context, desired, &mut record, &pods, &survey);
+    let hashes = hashes(context, desired, &record, &volumes, &credentials, &addresses, &survey).await;
     Ok(Observed {
+        hashes,
         record,
         volumes,
         pods,
@@ -82,6 +91,48 @@ pub async fn observe(
         requests,
         now: context.now(),
     })
+}
+
+/// What all voters hold, as far as they were compared since they are who they are. Asked anew now and then, and always
+/// while somebody waits for it; while not everybody answers, nobody is asked.
+async fn hashes(
+    context: &Context,
+    desired: &Desired,
+    record: &Record,
+    volumes: &BTreeMap<String, Volume>,
+    credentials: &Credentials,
+    addresses: &BTreeMap<String, Address>,
+    survey: &Survey,
+) -> Option<Hashes> {
+    let voters = record.members.iter().filter(|(name, _)| !record.joining.contains(*name));
+    let voters: BTreeMap<&String, MemberId> = voters.map(|(name, id)| (name, *id)).collect();
+    let of_today = |hashes: &Hashes| hashes.keys().eq(voters.values().collect::<BTreeSet<_>>());
+    let known = context.hashes(&desired.uid).filter(of_today);
+    let answers: Vec<&Answer> = voters
+        .iter()
+        .filter_map(|(name, id)| survey.get(*name)?.as_ref().ok().filter(|answer| answer.member_id == *id))
+        .filter(|answer| answer.quorum.is_some())
+        .collect();
+    let minors: BTreeSet<_> = answers.iter().map(|answer| answer.version.rsplit_once('.')).collect();
+    if record.cluster_id.is_none() || answers.len() < voters.len() || voters.len() < 2 || minors.len() > 1 {
+        return known;
+    }
+    let wanted = volumes.values().any(|volume| matches!(volume.intent, Some(Intent::Compare(_))));
+    let due = known.is_none() || context.is_due(&desired.uid, Question::Hashes, HASHES_PAUSE);
+    if !wanted && !due {
+        return known;
+    }
+    let revision = answers.iter().map(|answer| answer.revision).min()?;
+    let members = addresses.iter().filter(|(name, _)| voters.contains_key(name));
+    let members = members.map(|(name, address)| (name.clone(), address.clone())).collect();
+    let found = context.etcd.hashes(members, credentials.operator.clone(), revision).await;
+    let all: Option<Hashes> =
+        voters.iter().map(|(name, id)| Some((*id, *found.get(*name)?.as_ref().ok()?))).collect();
+    if let Some(all) = all {
+        context.keep_hashes(&desired.uid, all.clone());
+        return Some(all);
+    }
+    known
 }
 
 /// EtcdMemberReplacements of a cluster, the oldest first.
@@ -232,7 +283,7 @@ fn raise_marks(
     desired: &Desired,
     record: &mut Record,
     pods: &BTreeMap<String, MemberPod>,
-    answers: &crate::etcd::survey::Survey,
+    answers: &Survey,
 ) {
     for name in record.members.keys() {
         let stored = record.high_water.get(name).copied().unwrap_or_default();

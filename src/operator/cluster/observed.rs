@@ -16,6 +16,8 @@ use crate::api::replacement::{
 };
 use crate::etcd::connect::Address;
 use crate::etcd::failure::{Exit, Failure};
+use crate::etcd::flags::is_checked;
+use crate::etcd::hash::Hashes;
 use crate::etcd::survey::{Answer, ListedMember, Survey};
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
@@ -49,6 +51,8 @@ pub struct Observed {
     pub addresses: BTreeMap<String, Address>,
     /// What each running member answered.
     pub survey: Survey,
+    /// What all voters of today held when they were last compared.
+    pub hashes: Option<Hashes>,
     /// EtcdMemberReplacements of this cluster, the oldest first.
     pub requests: Vec<Request>,
     /// When this look was taken.
@@ -145,6 +149,8 @@ pub enum Intent {
     Wipe(MemberId),
     /// The member is removed as soon as another votes in its place.
     Leave(MemberId),
+    /// The member is started without etcd's own comparison, and serves nobody until its data have been compared.
+    Compare(MemberId),
 }
 
 /// Where a volume's member is in its life.
@@ -185,12 +191,16 @@ pub struct MemberPod {
     pub created: Option<jiff::Timestamp>,
     /// Which certificates it was told to take.
     pub certificates: Option<String>,
+    /// Whether its etcd compares its data with its peers' when it starts.
+    pub checked: bool,
     /// The members that its etcd is told to join.
     pub initial: BTreeSet<String>,
     /// Whether clients reach it through the Service.
     pub voter_label: bool,
     /// Whether the etcd container runs now.
     pub running: bool,
+    /// Since when.
+    pub running_since: Option<jiff::Timestamp>,
     /// Whether the etcd container ever ran.
     pub ran: bool,
     /// Why the scheduler finds no node.
@@ -330,6 +340,7 @@ impl Intent {
         match word {
             "wipe" => Some(Self::Wipe(id)),
             "leave" => Some(Self::Leave(id)),
+            "compare" => Some(Self::Compare(id)),
             _ => None,
         }
     }
@@ -340,6 +351,7 @@ impl std::fmt::Display for Intent {
         match self {
             Self::Wipe(id) => write!(formatter, "wipe {id}"),
             Self::Leave(id) => write!(formatter, "leave {id}"),
+            Self::Compare(id) => write!(formatter, "compare {id}"),
         }
     }
 }
@@ -411,9 +423,13 @@ impl MemberPod {
             template: pod.annotations().get(names::TEMPLATE).cloned(),
             created: pod.creation_timestamp().map(|at| at.0),
             certificates: pod.annotations().get(names::CERTIFICATES).cloned(),
+            checked: is_checked(&command(pod)),
             initial: initial_cluster(pod),
             voter_label: pod.labels().get(names::ROLE).is_some_and(|role| role == names::VOTER),
             running: etcd.is_some_and(is_running),
+            running_since: etcd
+                .and_then(|container| container.state.as_ref()?.running.as_ref()?.started_at.clone())
+                .map(|since| since.0),
             ran: etcd.is_some_and(|container| {
                 is_running(container) || container.restart_count > 0 || last_message(container).is_some()
             }),
@@ -479,12 +495,18 @@ impl GuardReport {
     }
 }
 
+/// What its etcd container runs.
+fn command(pod: &Pod) -> Vec<String> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let commands =
+        containers.filter(|container| container.name == "etcd").filter_map(|etcd| etcd.command.clone());
+    commands.flatten().collect()
+}
+
 /// The names in `--initial-cluster=a=https://…,b=https://…`.
 fn initial_cluster(pod: &Pod) -> BTreeSet<String> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let arguments = containers.filter(|container| container.name == "etcd").flat_map(|etcd| &etcd.command);
-    arguments
-        .flatten()
+    command(pod)
+        .iter()
         .find_map(|argument| argument.strip_prefix("--initial-cluster="))
         .into_iter()
         .flat_map(|members| members.split(','))

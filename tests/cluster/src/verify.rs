@@ -23,6 +23,9 @@ pub(crate) struct Options {
     /// Then run what takes hours, too; what has passed before on the same content is not run again.
     #[arg(long)]
     full: bool,
+    /// With --full: only the part of that name, whether it has passed before or not.
+    #[arg(long, requires = "full")]
+    pub(crate) part: Option<String>,
 }
 
 /// Longest time that one step may take.

@@ -41,6 +41,7 @@ pub(crate) struct Disk {
 pub(crate) struct Container {
     pub(crate) runs: bool,
     started: bool,
+    since: String,
     restarts: u32,
     not_before: Millis,
     last_words: Option<(Value, String)>,
@@ -257,9 +258,11 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
     let (cluster_id, member_id) = (ids.map(|ids| ids.0), ids.map(|ids| ids.1));
     let stamp = Stamp { phase: Phase::Started, cluster_id, member_id, ..stamp };
     world.disks.entry(claim).or_default().stamp = Some(stamp);
+    let now = world.clock();
     if let Some(container) = world.containers.get_mut(uid) {
         container.runs = true;
         container.started = true;
+        container.since = now;
     }
 }
 
@@ -314,7 +317,7 @@ fn tell(world: &mut World, name: &str, uid: &str) {
     let Some(container) = world.containers.get(uid).cloned() else { return };
     let ready = up && container.runs && world.etcd.status(uid).is_ok_and(|status| status.leader.is_some());
     let state = if container.runs {
-        json!({"running": {"startedAt": null}})
+        json!({"running": {"startedAt": container.since}})
     } else if container.last_words.is_some() || container.started {
         json!({"waiting": {"reason": "CrashLoopBackOff"}})
     } else {

@@ -10,6 +10,7 @@ use kube::client::Body;
 use kube::runtime::controller::Action;
 use quorate::api::EtcdCluster;
 use quorate::etcd::connect::{Address, ClientIdentity};
+use quorate::etcd::hash::KeyHash;
 use quorate::etcd::membership::{Asked, Call, ChangeError, Members, Roll};
 use quorate::etcd::survey::{Answer, ListedMember, QuorumAnswer, Silence, Survey};
 use quorate::operator::cluster::reconcile::{ReconcileError, reconcile};
@@ -355,6 +356,23 @@ impl Members for Way {
         })
     }
 
+    fn hashes(
+        &self,
+        members: BTreeMap<String, Address>,
+        _: Option<ClientIdentity>,
+        revision: i64,
+    ) -> Asked<'_, BTreeMap<String, Result<KeyHash, Silence>>> {
+        Box::pin(async move {
+            let ruling = self.0.enter(false).await;
+            let world = lock(&self.0.world);
+            let answer = |(name, address): (String, Address)| {
+                let lost = || Err("no hash within 30s".to_owned());
+                (name, if ruling.code.is_some() { lost() } else { hash(&world, &address, revision) })
+            };
+            members.into_iter().map(answer).collect()
+        })
+    }
+
     fn change(
         &self,
         member: Address,
@@ -377,6 +395,19 @@ impl Members for Way {
             result
         })
     }
+}
+
+/// The world keeps no history: who is at another revision by now is asked again later.
+fn hash(world: &World, address: &Address, revision: i64) -> Result<KeyHash, Silence> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let process = process(world, address)?;
+    let status = world.etcd.status(&process).map_err(|error| error.message().to_owned())?;
+    let data = world.etcd.data(&process).filter(|_| i64::try_from(status.revision) == Ok(revision));
+    let data = data.ok_or("etcdserver: mvcc: required revision is a future revision")?;
+    let mut hasher = DefaultHasher::new();
+    data.store.keys.hash(&mut hasher);
+    let bytes = hasher.finish().to_le_bytes();
+    Ok(KeyHash { hash: u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]), compact_revision: 0 })
 }
 
 fn change(world: &mut World, member: &Address, call: &Call, late: bool) -> Result<(), ChangeError> {

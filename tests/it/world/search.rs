@@ -13,7 +13,7 @@ use super::operator::{Fault, lock};
 use super::story::{Act, Report, STRATEGIES, VOLUMES, tell};
 
 /// Stories that `cargo verify` tells.
-const SCHEDULES: u64 = 8_000;
+const SCHEDULES: u64 = 30_000;
 /// Acts of a story before it settles.
 const LENGTH: usize = 30;
 
@@ -67,7 +67,7 @@ fn any_act(random: &mut StdRng, version: &'static str) -> Act {
 /// What happens to a volume, or is asked for about a member.
 fn any_harm(random: &mut StdRng) -> Act {
     let member = format!("main-{}", random.random_range(0..5));
-    match random.random_range(0..16) {
+    match random.random_range(0..17) {
         0 => Act::Wipe(member),
         1 => Act::LoseData(member),
         2 => Act::Damage(member),
@@ -75,6 +75,7 @@ fn any_harm(random: &mut StdRng) -> Act {
         5..7 => Act::RollBack(member),
         7 => Act::DeleteVolume(member),
         8 => Act::TakeBack,
+        9 => Act::Forge(member),
         _ => Act::Replace(member, STRATEGIES.choose(random).unwrap(), VOLUMES.choose(random).unwrap()),
     }
 }

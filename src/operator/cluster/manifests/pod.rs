@@ -36,6 +36,8 @@ pub struct Member<'a> {
     pub has_data: bool,
     /// (term, index) below which its log counts as rolled back.
     pub high_water: Option<(u64, u64)>,
+    /// Whether etcd compares its data with its peers' when it starts.
+    pub checked: bool,
     /// Labels that its node must have beside those of the spec.
     pub node_selector: &'a BTreeMap<String, String>,
 }
@@ -52,6 +54,7 @@ pub fn template_hash(desired: &Desired) -> String {
         identity: None,
         has_data: false,
         high_water: None,
+        checked: true,
         node_selector: &BTreeMap::new(),
     };
     let hash = Sha256::digest(spec(desired, &everywhere).to_string());
@@ -221,6 +224,7 @@ fn arguments(desired: &Desired, member: &Member) -> Vec<String> {
         quota_bytes: desired.quota_bytes,
         compaction: desired.compaction(),
         log_level: desired.log_level(),
+        checked: member.checked,
         extra: &desired.spec.extra_args,
     }
     .arguments()

@@ -26,6 +26,8 @@ use super::roster::{Roster, Seat};
 use super::{Ensure, Plan, Step, is_ours};
 use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
 use crate::etcd::MemberId;
+use crate::etcd::failure::Failure;
+use crate::etcd::hash::{Comparison, compare};
 use crate::etcd::quorum::quorum;
 
 /// A replacement that was accepted and is not over.
@@ -130,18 +132,40 @@ pub(in super::super) fn intent(
     desired: &Desired,
     observed: &Observed,
     roster: Option<&Roster>,
+    name: &str,
     volume: &Volume,
 ) -> Option<Intent> {
     let Some(roster) = roster else { return volume.intent };
     let exchange = Exchange::of(observed).and_then(|exchange| exchange.intent());
     let of_it = |intent: &Intent| match intent {
-        Intent::Wipe(id) | Intent::Leave(id) => volume.identity.is_some_and(|(_, own)| own == *id),
+        Intent::Wipe(id) | Intent::Leave(id) | Intent::Compare(id) => {
+            volume.identity.is_some_and(|(_, own)| own == *id)
+        }
     };
     let stays = |intent: &Intent| match intent {
         Intent::Wipe(_) => false,
         Intent::Leave(_) => roster.voters.len() > desired.replicas,
+        Intent::Compare(_) => !are_known_equal(observed, roster),
     };
-    exchange.filter(of_it).or_else(|| volume.intent.filter(of_it).filter(stays))
+    let kept = || volume.intent.filter(of_it).filter(stays);
+    exchange.filter(of_it).or_else(kept).or_else(|| to_be_compared(roster, name))
+}
+
+/// Whether all voters were compared, and hold the same.
+fn are_known_equal(observed: &Observed, roster: &Roster) -> bool {
+    let hashes = observed.hashes.as_ref();
+    hashes.is_some_and(|hashes| roster.all_healthy() && compare(hashes) == Comparison::Equal)
+}
+
+/// etcd ended because somebody's data differ; who it is, only hashes tell, and for these it must run. One at a time:
+/// nothing is known of the data of those who wait.
+fn to_be_compared(roster: &Roster, name: &str) -> Option<Intent> {
+    let seat = roster.voters.iter().find(|seat| seat.name == name)?;
+    let stopped = seat.pod?.failure() == Some(Failure::PeersDiffer);
+    let compares = |seat: &Seat| matches!(seat.intent(), Some(Intent::Compare(_)));
+    let alone =
+        roster.healthy_beside(seat) >= quorum(roster.voters.len()) && !roster.voters.iter().any(compares);
+    (stopped && alone).then_some(Intent::Compare(seat.id))
 }
 
 /// Whether a volume waits for its next incarnation: its member is none any more, by the list.
@@ -157,7 +181,7 @@ fn mark_what_ends(desired: &Desired, observed: &Observed, roster: &Roster, plan:
     let Some(volume) = seat.volume.filter(|volume| volume.deleting && volume.identity.is_some()) else {
         return;
     };
-    let intent = intent(desired, observed, Some(roster), volume);
+    let intent = intent(desired, observed, Some(roster), &seat.name, volume);
     if volume.intent != intent {
         let known = volumes::Known { intent, ..volumes::Known::of(volume) };
         let manifest = volumes::record(desired, &seat.name, volume, &known);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::credentials::LeafState;
 use super::super::desired::Desired;
 use super::super::manifests::{pod as pods, volume as volumes};
-use super::super::observed::{MemberPod, Observed, Volume, VolumeState};
+use super::super::observed::{Intent, MemberPod, Observed, Volume, VolumeState};
 use super::membership::{Joiners, learners_at_once, leaving};
 use super::roster::Roster;
 use super::{Ensure, Finding, Plan, Step, exchange, is_ours};
@@ -89,7 +89,8 @@ impl Look<'_> {
         let known =
             volume.identity.is_some_and(|(_, id)| self.observed.record.members.get(name) == Some(&id));
         let votes = roster.voters.iter().any(|seat| seat.name == name);
-        Some(known && votes && !self.leaves(name))
+        let is_compared = !matches!(volume.intent, Some(Intent::Compare(_)));
+        Some(known && votes && is_compared && !self.leaves(name))
     }
 
     /// Whether it is about to leave the cluster.
@@ -193,7 +194,7 @@ fn record(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
     let votes = volume.state == VolumeState::Member || look.will_vote(name);
     let state = if started && votes { VolumeState::Member } else { VolumeState::Joining };
     let size = size(desired, observed, name, volume, plan);
-    let intent = exchange::intent(desired, observed, look.roster.as_ref(), volume);
+    let intent = exchange::intent(desired, observed, look.roster.as_ref(), name, volume);
     let unchanged = volume.cluster_uid.as_deref() == Some(desired.uid.as_str())
         && volume.owned == volumes::is_owned(desired)
         && (volume.identity, volume.started) == (identity, started)
@@ -273,6 +274,7 @@ fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
             identity: volume.identity.or_else(|| look.listed_identity(name)),
             has_data: volume.started,
             high_water: observed.record.high_water.get(name).copied().filter(|_| volume.started),
+            checked: !matches!(volume.intent, Some(Intent::Compare(_))),
             node_selector: &volume.node_selector,
         },
     );
@@ -341,6 +343,10 @@ fn replaceable(
     let answers = observed.survey.get(name).is_some_and(Result::is_ok);
     if pod.ready || answers {
         return None;
+    }
+    if pod.checked && matches!(volume.intent, Some(Intent::Compare(_))) {
+        let why = "etcd says that somebody's data differ, but not whose: it is started once without etcd's own check, and serves nobody until all members are compared";
+        return Some(Step::DeletePod(pod.premise(name, why.to_owned())));
     }
     if has_wrong_class(desired, observed, volume) {
         let why = "it was never bound, and the spec names another storage class now".to_owned();

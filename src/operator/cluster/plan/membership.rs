@@ -40,8 +40,10 @@ use super::roster::{Roster, Seat};
 use super::{Change, Ensure, Finding, Plan, Step, is_ours};
 use crate::api::reason::Reason;
 use crate::etcd::MemberId;
+use crate::etcd::hash::{Comparison, compare};
 use crate::etcd::membership::Call;
 use crate::etcd::quorum::quorum;
+use crate::etcd::survey::Alarm;
 use crate::operator::names;
 
 /// The next safe number of voters on the way from `voters` to `wanted`: odd, and at most two away; even only where one
@@ -256,8 +258,12 @@ fn special<'a>(exchange: &Exchange<'a>) -> volumes::Special<'a> {
     }
 }
 
+/// etcd lets the next one join only when all voters have been connected for five seconds (`HealthInterval`); a learner
+/// that has been for so long when it is promoted makes nobody wait.
+const CONNECTED: jiff::SignedDuration = jiff::SignedDuration::from_secs(6);
+
 /// Learners that are promoted next: all that join, or, where etcd takes one learner at a time, the first, once the
-/// other's Pod is on a node and its volume bound.
+/// other's Pod is on a node and its volume bound, and etcd would take the other one at once.
 fn ready_to_vote(
     desired: &Desired,
     observed: &Observed,
@@ -272,10 +278,16 @@ fn ready_to_vote(
         let on_a_node = observed.pods.get(name).is_some_and(|pod| pod.node.is_some() && !pod.deleting);
         on_a_node && observed.volumes.get(name).is_some_and(|volume| volume.bound)
     };
+    let connected = |name: &String| {
+        let since = observed.pods.get(name).and_then(|pod| pod.running_since);
+        since.is_some_and(|since| since + CONNECTED <= observed.now)
+    };
     let one_at_a_time = learners_at_once(desired, roster) == 1;
     let ready: Option<Vec<MemberId>> = match joiners.names.as_slice() {
         _ if joiners.lacking > 0 => None,
-        [first, second] if one_at_a_time && settled(second) => level(first).map(|id| vec![id]),
+        [first, second] if one_at_a_time && settled(second) && connected(first) => {
+            level(first).map(|id| vec![id])
+        }
         [_, _] if one_at_a_time => None,
         names => names.iter().map(level).collect(),
     };
@@ -432,12 +444,17 @@ fn labels_are_off(desired: &Desired, observed: &Observed, roster: &Roster, leavi
     current && counted == Some(staying)
 }
 
-/// Alarms outlive their member. NOSPACE of one that has left is disarmed; CORRUPT is a person's to judge.
+/// Alarms outlive their member. NOSPACE of one that has left is disarmed, and CORRUPT when all who are left are known to
+/// hold the same.
 fn forget_alarms(roster: &Roster, observed: &Observed, plan: &mut Plan) {
     let quorum = observed.known_answers().find_map(|(_, answer)| answer.quorum.as_ref());
     let orphan = quorum.and_then(|quorum| {
         quorum.alarms.iter().find(|(id, alarm)| {
-            *alarm == crate::etcd::survey::Alarm::NoSpace && id.0 != 0 && !roster.lists(*id)
+            let harmless = match alarm {
+                Alarm::NoSpace => true,
+                Alarm::Corrupt => observed.hashes.as_ref().map(compare) == Some(Comparison::Equal),
+            };
+            harmless && id.0 != 0 && !roster.lists(*id)
         })
     });
     if let Some((id, alarm)) = orphan {

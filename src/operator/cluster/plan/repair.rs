@@ -22,8 +22,11 @@ use crate::api::cluster::RepairMode;
 use crate::api::duration::parse_duration;
 use crate::api::reason::Reason;
 use crate::api::replacement::{ReplacementStrategy, ReplacementVolume};
+use crate::etcd::MemberId;
 use crate::etcd::failure::Remedy;
+use crate::etcd::hash::{Comparison, compare};
 use crate::etcd::quorum::quorum;
+use crate::etcd::survey::{Alarm, QuorumAnswer};
 use crate::operator::names;
 
 /// Where the spec's own cannot be read.
@@ -52,7 +55,8 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         roster.voters.iter().filter_map(|seat| diagnose(desired, observed, seat)).collect();
     // Bad data first, who is merely down next, and who is well last.
     found.sort_by_key(|one| (one.seat.healthy, !one.proven));
-    let bad = found.iter().filter(|one| one.proven && !one.seat.healthy).count();
+    let bad =
+        found.iter().filter(|one| one.proven && one.strategy == ReplacementStrategy::RemoveFirst).count();
     if bad > 1 {
         let what: Vec<String> = found
             .iter()
@@ -64,6 +68,10 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             "Two members or more have bad data at once, which has a common cause: {}. None of them is repaired. Look at their storage; then ask for each replacement with kubectl quorate replace.",
             what.join("; ")
         )));
+        return;
+    }
+    if observed.hashes.as_ref().map(compare) == Some(Comparison::NoMajority) {
+        plan.findings.insert(0, refusal("The members' data differ, and no majority of them holds the same (etcd's HashKV at one revision). Nothing is changed: whose data are right only you can tell. Compare them with kubectl quorate ctl, and take a snapshot of each.".to_owned()));
         return;
     }
     let Some(next) = found.first() else { return };
@@ -156,6 +164,9 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
     let name = &seat.name;
     let (remove, add) = (ReplacementStrategy::RemoveFirst, ReplacementStrategy::AddFirst);
     let volume = observed.volumes.get(name);
+    if let Some(why) = differs(observed, seat) {
+        return of(remove, ReplacementVolume::Keep, true, why);
+    }
     if seat.healthy {
         let goes = volume.is_some_and(|volume| volume.deleting);
         return if goes {
@@ -210,6 +221,19 @@ fn proven(seat: &Seat) -> Option<(ReplacementVolume, String)> {
     let sentence = pod.last_exit.as_ref().map(GuardReport::sentence).unwrap_or_default();
     let short: String = sentence.trim_end_matches('.').chars().take(LONGEST_WHY).collect();
     Some((volume, format!("{}: {short}", failure.name())))
+}
+
+/// Whether a strict majority holds something else than this member. An alarm that names nobody says that etcd could
+/// not tell: then a person decides.
+fn differs(observed: &Observed, seat: &Seat) -> Option<String> {
+    let hashes = observed.hashes.as_ref()?;
+    let Comparison::Differ(minority) = compare(hashes) else { return None };
+    let nobodys = |alarms: &QuorumAnswer| alarms.alarms.contains(&(MemberId(0), Alarm::Corrupt));
+    let unclear = observed.known_answers().any(|(_, answer)| answer.quorum.as_ref().is_some_and(nobodys));
+    (minority.contains(&seat.id) && !unclear).then(|| {
+        let (all, others) = (hashes.len(), hashes.len() - minority.len());
+        format!("its data differ from those of {others} of {all} members, which hold the same (HashKV)")
+    })
 }
 
 /// Whether nothing is known but that it is down. What etcd or the guard says, what the spec asks for, and what passes
