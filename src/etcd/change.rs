@@ -6,9 +6,9 @@ use std::time::Duration;
 use etcd_client::{AlarmAction, AlarmType, Client, Error, GetOptions, MemberAddOptions};
 
 use super::connect::{Address, ClientIdentity, connect};
-use super::hash::{KeyHash, hashes};
+use super::hash::KeyHash;
 use super::membership::{Asked, Call, ChangeError, Members, Roll};
-use super::survey::{Alarm, Silence, Survey, chain, listed, survey, words};
+use super::survey::{Alarm, Silence, Survey, chain, hashes, listed, survey, words};
 use super::{ClusterId, MemberId};
 
 /// Deadline of one change: etcd itself gives up after 5 s + 2 elections (`ReqTimeout`), so what has no answer by

@@ -5,16 +5,8 @@
 //! silently when not everybody answers; only a strict majority of equal hashes says who is wrong.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
-
-use futures::future::join_all;
 
 use super::MemberId;
-use super::connect::{Address, ClientIdentity, connect};
-use super::survey::{Silence, chain, words};
-
-/// How long one member may take: a database of 8 GiB is read in that time from a slow disk.
-const DEADLINE: Duration = Duration::from_secs(30);
 
 /// One member's hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,32 +50,6 @@ pub fn compare(hashes: &Hashes) -> Comparison {
     majority.map_or(Comparison::NoMajority, |majority| {
         Comparison::Differ(hashes.keys().filter(|id| !majority.contains(id)).copied().collect())
     })
-}
-
-/// Asks all of them for their hash at a revision that all have.
-pub async fn hashes(
-    members: BTreeMap<String, Address>,
-    identity: Option<&ClientIdentity>,
-    revision: i64,
-) -> BTreeMap<String, Result<KeyHash, Silence>> {
-    let questions = members.into_iter().map(async |(name, address)| {
-        let answer = match tokio::time::timeout(DEADLINE, ask(&address, identity, revision)).await {
-            Err(_) => Err(format!("no hash within {}s", DEADLINE.as_secs())),
-            Ok(answer) => answer,
-        };
-        (name, answer)
-    });
-    join_all(questions).await.into_iter().collect()
-}
-
-async fn ask(
-    address: &Address,
-    identity: Option<&ClientIdentity>,
-    revision: i64,
-) -> Result<KeyHash, Silence> {
-    let mut client = connect(address, identity).await.map_err(|error| chain(&error))?;
-    let answer = client.hash_kv(revision).await.map_err(|error| words(&error))?;
-    Ok(KeyHash { hash: answer.hash(), compact_revision: answer.compact_version() })
 }
 
 #[cfg(test)]

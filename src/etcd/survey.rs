@@ -9,11 +9,15 @@ use etcd_client::{AlarmAction, AlarmType, Client, GetOptions};
 use futures::future::join_all;
 
 use super::connect::{Address, ClientIdentity, connect};
+use super::hash::KeyHash;
 use super::{ClusterId, MemberId};
 
 /// How long one member may take for all questions: far above a healthy answer (milliseconds), below the five
 /// seconds between two surveys.
 const DEADLINE: Duration = Duration::from_secs(3);
+
+/// How long one member may take for its hash: a database of 8 GiB is read in that time from a slow disk.
+const HASH_DEADLINE: Duration = Duration::from_secs(30);
 
 /// What one member answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,6 +112,32 @@ async fn ask(address: &Address, identity: Option<&ClientIdentity>) -> Result<Ans
         errors: status.errors().to_vec(),
         quorum: if status.is_learner() { None } else { ask_quorum(&mut client).await.ok() },
     })
+}
+
+/// Asks all of them for their hash at a revision that all have.
+pub async fn hashes(
+    members: BTreeMap<String, Address>,
+    identity: Option<&ClientIdentity>,
+    revision: i64,
+) -> BTreeMap<String, Result<KeyHash, Silence>> {
+    let questions = members.into_iter().map(async |(name, address)| {
+        let answer = match tokio::time::timeout(HASH_DEADLINE, ask_hash(&address, identity, revision)).await {
+            Err(_) => Err(format!("no hash within {}s", HASH_DEADLINE.as_secs())),
+            Ok(answer) => answer,
+        };
+        (name, answer)
+    });
+    join_all(questions).await.into_iter().collect()
+}
+
+async fn ask_hash(
+    address: &Address,
+    identity: Option<&ClientIdentity>,
+    revision: i64,
+) -> Result<KeyHash, Silence> {
+    let mut client = connect(address, identity).await.map_err(|error| chain(&error))?;
+    let answer = client.hash_kv(revision).await.map_err(|error| words(&error))?;
+    Ok(KeyHash { hash: answer.hash(), compact_revision: answer.compact_version() })
 }
 
 /// A linearizable read first: etcd-client asks for a serializable member list, which on the same connection is

@@ -25,6 +25,7 @@ enum Harm {
     DatabaseDamaged,
     ClaimDeleted,
     PodAndClaimDeleted,
+    ValueChanged,
 }
 
 /// Segments of the log, in their order.
@@ -36,6 +37,20 @@ fn segments(volume: &Path) -> Vec<PathBuf> {
         .collect();
     found.sort();
     found
+}
+
+/// Changes what is in the database and leaves its form as it is: pages carry no checksum. Old copies of a page are
+/// changed along, so nothing but the value differs.
+fn change_value(database: &Path) {
+    let bytes = fs::read(database).unwrap();
+    let (from, to) = (b"acknowledged", b"acknowledgeD");
+    let places: Vec<u64> =
+        (0_u64..).zip(bytes.windows(from.len())).filter(|(_, part)| part == from).map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "the value is not in the database");
+    let file = fs::File::options().write(true).open(database).unwrap();
+    for at in places {
+        file.write_all_at(to, at).unwrap();
+    }
 }
 
 /// Kills the guard, so that it cannot start etcd again meanwhile, then etcd, then does it; the kubelet starts both anew.
@@ -68,6 +83,7 @@ async fn harm(story: &Story, member: &str, kind: Harm, older: &Path) {
         }
         Harm::WalDamaged => damage(segments(&volume).first().unwrap(), 4096),
         Harm::DatabaseDamaged => damage(&data.join("snap/db"), 0),
+        Harm::ValueChanged => change_value(&data.join("snap/db")),
     }
     kill_in_pod(&pod, "");
 }
@@ -155,6 +171,11 @@ async fn a_deleted_claim_is_exchanged_before_it_is_missed() {
 #[tokio::test]
 async fn a_pod_and_its_claim_deleted_together_are_replaced() {
     heals("3.6", Harm::PodAndClaimDeleted).await;
+}
+
+#[tokio::test]
+async fn a_value_changed_in_one_member_is_found_and_the_others_are_believed() {
+    heals("3.7", Harm::ValueChanged).await;
 }
 
 #[tokio::test]

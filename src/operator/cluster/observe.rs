@@ -12,7 +12,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::credentials::Credentials;
 use super::desired::Desired;
 use super::inspect::{certificates, inspect};
 use super::observed::{Intent, MemberPod, Observed, Record, Request, Volume};
@@ -75,9 +74,8 @@ pub async fn observe(
     );
     (credentials.presented, credentials.auth) = inspection;
     raise_marks(context, desired, &mut record, &pods, &survey);
-    let hashes = hashes(context, desired, &record, &volumes, &credentials, &addresses, &survey).await;
-    Ok(Observed {
-        hashes,
+    let mut observed = Observed {
+        hashes: None,
         record,
         volumes,
         pods,
@@ -90,49 +88,43 @@ pub async fn observe(
         survey,
         requests,
         now: context.now(),
-    })
+    };
+    observed.hashes = hashes(context, desired, &observed).await;
+    Ok(observed)
 }
 
 /// What all voters hold, as far as they were compared since they are who they are. Asked anew now and then, and always
 /// while somebody waits for it; while not everybody answers, nobody is asked.
-async fn hashes(
-    context: &Context,
-    desired: &Desired,
-    record: &Record,
-    volumes: &BTreeMap<String, Volume>,
-    credentials: &Credentials,
-    addresses: &BTreeMap<String, Address>,
-    survey: &Survey,
-) -> Option<Hashes> {
+async fn hashes(context: &Context, desired: &Desired, observed: &Observed) -> Option<Hashes> {
+    let record = &observed.record;
     let voters = record.members.iter().filter(|(name, _)| !record.joining.contains(*name));
     let voters: BTreeMap<&String, MemberId> = voters.map(|(name, id)| (name, *id)).collect();
     let of_today = |hashes: &Hashes| hashes.keys().eq(voters.values().collect::<BTreeSet<_>>());
     let known = context.hashes(&desired.uid).filter(of_today);
-    let answers: Vec<&Answer> = voters
-        .iter()
-        .filter_map(|(name, id)| survey.get(*name)?.as_ref().ok().filter(|answer| answer.member_id == *id))
-        .filter(|answer| answer.quorum.is_some())
+    let answers: Vec<&Answer> = observed
+        .known_answers()
+        .filter(|(name, answer)| voters.contains_key(name) && answer.quorum.is_some())
+        .map(|(_, answer)| answer)
         .collect();
-    let minors: BTreeSet<_> = answers.iter().map(|answer| answer.version.rsplit_once('.')).collect();
-    if record.cluster_id.is_none() || answers.len() < voters.len() || voters.len() < 2 || minors.len() > 1 {
+    // Another minor may hash otherwise.
+    let minors: BTreeSet<_> =
+        answers.iter().map(|answer| answer.version.rsplit_once('.').map(|(minor, _)| minor)).collect();
+    if answers.len() < voters.len() || voters.len() < 2 || minors.len() > 1 {
         return known;
     }
-    let wanted = volumes.values().any(|volume| matches!(volume.intent, Some(Intent::Compare(_))));
+    let wanted = observed.volumes.values().any(|volume| matches!(volume.intent, Some(Intent::Compare(_))));
     let due = known.is_none() || context.is_due(&desired.uid, Question::Hashes, HASHES_PAUSE);
     if !wanted && !due {
         return known;
     }
     let revision = answers.iter().map(|answer| answer.revision).min()?;
-    let members = addresses.iter().filter(|(name, _)| voters.contains_key(name));
+    let members = observed.addresses.iter().filter(|(name, _)| voters.contains_key(name));
     let members = members.map(|(name, address)| (name.clone(), address.clone())).collect();
-    let found = context.etcd.hashes(members, credentials.operator.clone(), revision).await;
-    let all: Option<Hashes> =
-        voters.iter().map(|(name, id)| Some((*id, *found.get(*name)?.as_ref().ok()?))).collect();
-    if let Some(all) = all {
-        context.keep_hashes(&desired.uid, all.clone());
-        return Some(all);
-    }
-    known
+    let found = context.etcd.hashes(members, observed.credentials.operator.clone(), revision).await;
+    let hash = |(name, id): (&&String, &MemberId)| Some((*id, *found.get(*name)?.as_ref().ok()?));
+    let Some(all) = voters.iter().map(hash).collect::<Option<Hashes>>() else { return known };
+    context.keep_hashes(&desired.uid, all.clone());
+    Some(all)
 }
 
 /// EtcdMemberReplacements of a cluster, the oldest first.

@@ -109,14 +109,7 @@ fn deletes_a_members_volume(desired: &Desired, observed: &Observed) -> Plan {
 }
 
 fn founds_again(desired: &Desired, observed: &Observed) -> Plan {
-    let mut good = plan(desired, observed);
-    for ensure in &mut good.ensure {
-        if let Ensure::Create { kind: "Pod", manifest } = ensure {
-            let text = manifest.to_string().replace("cluster-state=existing", "cluster-state=new");
-            *manifest = serde_json::from_str(&text).unwrap();
-        }
-    }
-    good
+    rewritten(plan(desired, observed), "cluster-state=existing", "cluster-state=new")
 }
 
 fn uses_names_again(desired: &Desired, observed: &Observed) -> Plan {
@@ -201,15 +194,14 @@ fn takes_pods_for_members(desired: &Desired, observed: &Observed) -> Plan {
     plan(&seen, observed)
 }
 
-fn rewritten(plan: Plan, from: &str, to: &str) -> Plan {
-    let ensure = plan.ensure.into_iter().map(|item| match item {
-        Ensure::Create { kind: "Pod", manifest } => {
+fn rewritten(mut plan: Plan, from: &str, to: &str) -> Plan {
+    for item in &mut plan.ensure {
+        if let Ensure::Create { kind: "Pod", manifest } = item {
             let text = manifest.to_string().replace(from, to);
-            Ensure::Create { kind: "Pod", manifest: serde_json::from_str(&text).unwrap() }
+            *manifest = serde_json::from_str(&text).unwrap();
         }
-        other => other,
-    });
-    Plan { ensure: ensure.collect(), ..plan }
+    }
+    plan
 }
 
 fn expects_no_data(desired: &Desired, observed: &Observed) -> Plan {

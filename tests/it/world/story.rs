@@ -327,7 +327,7 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
             world.api.remove(&key("EtcdMemberReplacement", &name));
         }
         Act::Wipe(member) => {
-            harm(world, member, |disk, _| (disk.data, disk.stamp) = (etcd::Disk::default(), None))
+            harm(world, member, |disk, _| (disk.data, disk.stamp) = (etcd::Disk::default(), None));
         }
         Act::LoseData(member) => harm(world, member, |disk, _| disk.data = etcd::Disk::default()),
         Act::Damage(member) => harm(world, member, |disk, _| disk.damaged = disk.data.data.is_some()),
