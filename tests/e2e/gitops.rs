@@ -8,7 +8,7 @@ use futures::future::join_all;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
-use quorate::api::EtcdCluster;
+use quorate::api::{EtcdCluster, EtcdMemberReplacement};
 use serde_json::{Value, json};
 
 use crate::certificates::{brought, secret};
@@ -19,13 +19,16 @@ use crate::support::{Story, eventually, kubectl, story};
 async fn every_example_is_in_progress_then_current_and_makes_no_noise() {
     story("examples", async |story| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
-        let files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let is_cluster = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("cluster");
+        let files: Vec<PathBuf> = all.filter(is_cluster).collect();
         assert!(files.len() >= 5, "{files:?}");
         // One example says that they are there.
         for (name, data) in brought(&story.namespace, "own", "own") {
             story.api().create(&PostParams::default(), &secret(&name, &data)).await.unwrap();
         }
         join_all(files.iter().map(|file| example(story, file))).await;
+        replacement(story, &folder.join("replacement.yaml")).await;
         alerts_name_metrics_that_exist(story).await;
     })
     .await;
@@ -63,6 +66,26 @@ async fn example(story: &Story, file: &Path) {
         let after: Value = serde_json::from_str(&kubectl(&arguments)).unwrap();
         assert_eq!(own(&after), own(&before), "{name}");
         assert_eq!(kstatus(&live(story, name).await), "Current");
+    }
+}
+
+/// One that is done stays done, however often Git applies it.
+async fn replacement(story: &Story, file: &Path) {
+    let file = file.display().to_string();
+    let apply = || kubectl(&["apply", "-n", &story.namespace, "-f", &file, "-o", "json"]);
+    let created: Value = serde_json::from_str(&apply()).unwrap();
+    assert_eq!(kstatus(&created), "InProgress");
+    let now = async || {
+        let object = story.api::<EtcdMemberReplacement>().get("main-2-disk").await.unwrap();
+        serde_json::to_value(object).unwrap()
+    };
+    let done = async || Some(now().await).filter(|object| kstatus(object) == "Current");
+    let object = eventually("the replacement is Current", done).await;
+    assert_eq!(object["status"]["phase"], "Complete");
+    for _ in 0..2 {
+        assert_eq!(kubectl(&["diff", "-n", &story.namespace, "-f", &file]), "");
+        let again: Value = serde_json::from_str(&apply()).unwrap();
+        assert_eq!(again["status"], object["status"]);
     }
 }
 

@@ -3,14 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use kube::core::cel::apply_defaults;
-use quorate::api::EtcdCluster;
+use quorate::api::{EtcdCluster, EtcdMemberReplacement};
 use serde_json::{Value, json};
 
 use crate::offline::{refusals, schema, yaml};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
-    let files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let all = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let is_cluster = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("cluster");
+    let files: Vec<PathBuf> = all.filter(is_cluster).collect();
     assert!(files.len() >= 5, "{files:?}");
     files
 }
@@ -44,6 +46,16 @@ fn misspelt(object: &Value) -> Vec<String> {
     let mut found = Vec::new();
     unknown("", object, &serde_json::to_value(&typed).unwrap(), &mut found);
     found
+}
+
+#[test]
+fn the_replacement_is_one_and_has_no_misspelt_field() {
+    let object = yaml(&read("replacement.yaml"));
+    let typed: EtcdMemberReplacement = serde_json::from_value(object.clone()).unwrap();
+    let mut found = Vec::new();
+    unknown("", &object, &serde_json::to_value(&typed).unwrap(), &mut found);
+    assert_eq!(found, Vec::<String>::new());
+    assert_eq!(typed.spec.member.as_deref(), Some("main-2"));
 }
 
 #[test]

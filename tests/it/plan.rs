@@ -8,12 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use quorate::api::EtcdCluster;
 use quorate::api::cluster::BootstrapStatus;
 use quorate::api::reason::Reason;
+use quorate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
+use quorate::etcd::hash::KeyHash;
 use quorate::etcd::membership::Call;
 use quorate::etcd::quorum::quorum;
 use quorate::etcd::survey::{Answer, ListedMember, QuorumAnswer};
 use quorate::etcd::{ClusterId, MemberId};
 use quorate::operator::cluster::desired::Desired;
-use quorate::operator::cluster::observed::{GuardReport, MemberPod, Observed, Record, Volume, VolumeState};
+use quorate::operator::cluster::observed::{
+    GuardReport, Intent, MemberPod, Observed, Record, Request, Volume, VolumeState,
+};
 use quorate::operator::cluster::plan::{Change, Ensure, Plan, Premise, Step, plan};
 use quorate::operator::names;
 use rand::rngs::StdRng;
@@ -312,7 +316,9 @@ fn any_picture(random: &mut StdRng) -> (Desired, Observed) {
         learners = (first..first + random.random_range(0..3)).collect();
         observed = cluster(&voters, &learners);
         if random.random_bool(0.5) {
-            return (desired, almost_well(random, observed));
+            let mut observed = almost_well(random, observed);
+            any_requests(random, &mut observed);
+            return (desired, observed);
         }
         observed.pods.clear();
         observed.survey.clear();
@@ -334,10 +340,50 @@ fn any_picture(random: &mut StdRng) -> (Desired, Observed) {
             _ => {}
         }
     }
+    any_requests(random, &mut observed);
     if random.random_bool(0.1) {
         observed.missing_storage_class = Some("standard".to_owned());
     }
     (desired, observed)
+}
+
+/// Replacements in any state, marks of theirs on any volume, and any hashes.
+fn any_requests(random: &mut StdRng, observed: &mut Observed) {
+    let phases = [Phase::Pending, Phase::Running, Phase::Complete];
+    let strategies =
+        [ReplacementStrategy::Auto, ReplacementStrategy::AddFirst, ReplacementStrategy::RemoveFirst];
+    let volumes = [ReplacementVolume::Auto, ReplacementVolume::Keep, ReplacementVolume::New];
+    for number in 0..random.random_range(0..3) {
+        let member = format!("main-{}", random.random_range(0..6));
+        let spec = json!({
+            "clusterRef": {"name": "main"}, "member": member,
+            "strategy": strategies.choose(random).unwrap(), "volume": volumes.choose(random).unwrap(),
+        });
+        let id = observed.record.members.get(&member).copied().unwrap_or(MemberId(99));
+        let status = json!({
+            "phase": phases.choose(random).unwrap(), "member": member, "memberID": id.to_string(),
+            "strategy": strategies[1..].choose(random).unwrap(), "volume": volumes[1..].choose(random).unwrap(),
+        });
+        let object = json!({
+            "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMemberReplacement",
+            "metadata": {"name": format!("ask-{number}")}, "spec": spec, "status": status,
+        });
+        observed.requests.push(Request::of(&serde_json::from_value(object).unwrap()));
+    }
+    for volume in observed.volumes.values_mut() {
+        let Some((_, id)) = volume.identity else { continue };
+        volume.intent = match random.random_range(0..10) {
+            0 => Some(Intent::Wipe(id)),
+            1 => Some(Intent::Leave(id)),
+            2 => Some(Intent::Compare(id)),
+            _ => None,
+        };
+    }
+    if random.random_bool(0.2) {
+        let mut hash =
+            |id: &MemberId| (*id, KeyHash { hash: random.random_range(0..2), compact_revision: 0 });
+        observed.hashes = Some(observed.record.members.values().map(&mut hash).collect());
+    }
 }
 
 /// A cluster of which one or two things are not as they should be.
@@ -476,11 +522,21 @@ fn deletions(_: &Desired, observed: &Observed, plan: &Plan) -> Option<&'static s
             let votes = listed.is_empty()
                 || listed.iter().any(|member| member.name == premise.name && !member.learner);
             let answers = votes && observed.survey.get(&premise.name).is_some_and(Result::is_ok);
+            let asked_for = observed.requests.iter().any(|request| {
+                let id = listed
+                    .iter()
+                    .find(|member| member.name == premise.name)
+                    .map(|member| member.id.to_string());
+                let status = &request.status;
+                let first = status.strategy == Some(ReplacementStrategy::RemoveFirst);
+                request.phase() == Phase::Running && first && id.is_some() && status.member_id == id
+            });
             let ended = pod.phase == "Succeeded" || pod.phase == "Failed";
             let abandoned = observed.record.cluster_id.is_none();
             when(pod.owner_uid.as_deref() != Some(UID), "deletes another's Pod")
                 .or_else(|| {
-                    when((votes && pod.ready || answers) && !ended && !abandoned, "deletes a Pod that serves")
+                    let serves = votes && pod.ready || answers;
+                    when(serves && !ended && !abandoned && !asked_for, "deletes a Pod that serves")
                 })
                 .or_else(|| when(pod.uid != premise.uid, "deletes without the UID"))
                 .or_else(|| when(pod.resource_version != premise.resource_version, "deletes on a stale look"))

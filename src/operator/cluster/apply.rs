@@ -136,6 +136,12 @@ pub async fn apply(
         applied.notes.extend(told.note.clone());
         applied.changed = true;
     }
+    for name in &plan.forgotten {
+        let api = api(context, desired, "EtcdMemberReplacement");
+        let parameters = DeleteParams::default();
+        write(context, "delete", format!("EtcdMemberReplacement {name}"), api.delete(name, &parameters))
+            .await?;
+    }
     match &plan.step {
         None => {}
         Some(Step::DeletePod(premise)) => {

@@ -331,6 +331,12 @@ fn all_members(desired: &Desired, picture: &Picture) -> Statement {
     if healthy == picture.voters && picture.voters != desired.replicas && healthy > 0 {
         return say(ALL_MEMBERS_HEALTHY, false, Reason::Scaling, picture.scaling(desired));
     }
+    let of = |reason: Reason| picture.findings.iter().find(|finding| finding.reason == reason);
+    if let Some(replacing) = of(Reason::Replacing).filter(|_| picture.stalled().is_none()) {
+        let rest =
+            of(Reason::MembershipRefused).map(|refused| format!(" {}", refused.message)).unwrap_or_default();
+        return say(ALL_MEMBERS_HEALTHY, false, Reason::Replacing, format!("{}{rest}", replacing.message));
+    }
     let worst = picture.findings.iter().find(|finding| finding.member.is_some());
     let reason = worst.map_or(Reason::MemberDown, |finding| finding.reason);
     say(

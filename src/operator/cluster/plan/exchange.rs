@@ -119,9 +119,13 @@ pub(in super::super) fn makes_way<'r>(
     (voters > desired.replicas && can_do_without(roster, replaced, voters - 1)).then_some(replaced)
 }
 
-/// Whether the others are a quorum of that many; and nobody who is well leaves while anybody else is not.
+/// Whether the others are a quorum of that many. Nobody who is well leaves while anybody else is not, nor whom only the
+/// operator does not reach.
 fn can_do_without(roster: &Roster, seat: &Seat, voters: usize) -> bool {
     let beside = roster.healthy_beside(seat);
+    if !seat.healthy && !seat.is_down() {
+        return false;
+    }
     let others_are_well = beside + 1 == roster.voters.len();
     beside >= quorum(voters) && (others_are_well || !seat.healthy)
 }

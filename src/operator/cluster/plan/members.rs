@@ -51,7 +51,12 @@ impl Look<'_> {
             return Vec::new();
         }
         let joiners = Joiners::of(self.desired, self.observed, roster);
-        joiners.names.into_iter().filter(|name| roster.seat(name).is_none()).collect()
+        // Where data are to be put aside, the guard must be told the new member's ID, which nobody knows yet.
+        let is_new = |name: &String| {
+            let volume = self.observed.volumes.get(name);
+            volume.is_some_and(|volume| volume.incarnation == 0 && volume.identity.is_none())
+        };
+        joiners.names.into_iter().filter(|name| roster.seat(name).is_none() && is_new(name)).collect()
     }
 
     fn joins(&self, name: &str) -> bool {

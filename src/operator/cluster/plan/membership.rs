@@ -276,7 +276,9 @@ fn ready_to_vote(
     };
     let settled = |name: &String| {
         let on_a_node = observed.pods.get(name).is_some_and(|pod| pod.node.is_some() && !pod.deleting);
-        on_a_node && observed.volumes.get(name).is_some_and(|volume| volume.bound)
+        let volume = observed.volumes.get(name);
+        // A volume that begins anew has its place, and its Pod must know the new member ID.
+        volume.is_some_and(|volume| volume.bound && (on_a_node || volume.incarnation > 0))
     };
     let connected = |name: &String| {
         let since = observed.pods.get(name).and_then(|pod| pod.running_since);

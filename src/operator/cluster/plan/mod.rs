@@ -54,6 +54,8 @@ pub struct Plan {
     pub step: Option<Step>,
     /// What there is to tell of EtcdMemberReplacements.
     pub requests: Vec<Told>,
+    /// Repairs that are over and need not be kept.
+    pub forgotten: Vec<String>,
     /// What was found, worst first.
     pub findings: Vec<Finding>,
 }

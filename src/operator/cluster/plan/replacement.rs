@@ -23,6 +23,8 @@ use crate::etcd::quorum::quorum;
 
 /// What a volume needs beside twice the database: the log, and a snapshot that is being received.
 const SPARE_BYTES: u64 = 512 * 1024 * 1024;
+/// Repairs that are over and are kept.
+const KEPT: usize = 10;
 /// Where the spec's own time limit cannot be read.
 const TIME_LIMIT: SignedDuration = SignedDuration::from_hours(1);
 
@@ -51,6 +53,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             });
         }
     }
+    forget(observed, plan);
     if let Some(exchange) = Exchange::of(observed) {
         let message = exchange.request.status.message.clone().unwrap_or_default();
         plan.findings.push(Finding::waiting(
@@ -59,6 +62,14 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
             format!("{} is being replaced ({}): {message}", exchange.name, exchange.request.name),
         ));
     }
+}
+
+/// Of the operator's own, the newest that are over are kept for people to read.
+fn forget(observed: &Observed, plan: &mut Plan) {
+    let over = observed.requests.iter().filter(|request| request.repair && request.phase().is_over());
+    let over: Vec<&Request> = over.filter(|request| !request.deleting).collect();
+    let old = over.len().saturating_sub(KEPT);
+    plan.forgotten.extend(over.into_iter().take(old).map(|request| request.name.clone()));
 }
 
 /// Whether a running one goes back to wait for a repair: while nothing but a learner would be lost.
@@ -436,6 +447,12 @@ fn at(
     if let Some(old) = old.filter(|_| exchange.how != How::AddFirst || votes) {
         let beside = roster.healthy_beside(old);
         let needed = quorum(roster.voters.len());
+        if !old.healthy && !old.is_down() {
+            return running(
+                "RemoveOld",
+                format!("{name} stays for now: its Pod is ready, and only the operator does not reach it."),
+            );
+        }
         if beside < needed {
             return running(
                 "RemoveOld",
