@@ -7,6 +7,7 @@ mod connect;
 mod crds;
 mod ctl;
 mod explain;
+mod health;
 mod logging;
 mod operator;
 mod problem;
@@ -44,6 +45,9 @@ enum Command {
     /// Run etcdctl against a cluster, through a forwarded port and with the cluster's client certificate.
     #[command(after_help = "The exit code is etcdctl's own once etcdctl runs. ".to_owned() + EXIT_CODES)]
     Ctl(ctl::Arguments),
+    /// Say in a line whether clusters are healthy, or any etcd's members.
+    #[command(after_help = EXIT_CODES)]
+    Health(health::Arguments),
     /// Replace a member: for another disk, node or zone, or because its data are bad.
     #[command(after_help = EXIT_CODES)]
     Replace(replace::Arguments),
@@ -133,6 +137,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
         match arguments.command {
             Command::Status(arguments) => status::execute(arguments).await,
             Command::Ctl(arguments) => ctl::execute(arguments).await,
+            Command::Health(arguments) => health::execute(arguments).await,
             Command::Replace(arguments) => replace::execute(arguments).await,
             Command::Crds(arguments) => crds::execute(&arguments),
             Command::Explain(arguments) => explain::execute(&arguments),

@@ -134,10 +134,20 @@ impl Arguments {
     }
 }
 
+/// A cluster in a word, a phrase and an exit code.
+pub(super) fn verdict(cluster: &EtcdCluster) -> (&'static str, String, Exit) {
+    let verdict = verdict::judge(cluster);
+    (verdict.state.word(), verdict.phrase.clone(), verdict.exit())
+}
+
 /// The exit code of several clusters.
 fn worst(clusters: &[EtcdCluster]) -> Exit {
-    let exits = clusters.iter().map(|cluster| verdict::judge(cluster).exit());
-    exits.fold(Exit::Done, |worst, exit| match (worst, exit) {
+    worst_of(clusters.iter().map(|cluster| verdict::judge(cluster).exit()))
+}
+
+/// The worst exit code.
+pub(super) fn worst_of(exits: impl IntoIterator<Item = Exit>) -> Exit {
+    exits.into_iter().fold(Exit::Done, |worst, exit| match (worst, exit) {
         (Exit::Unavailable, _) | (_, Exit::Unavailable) => Exit::Unavailable,
         (Exit::Degraded, _) | (_, Exit::Degraded) => Exit::Degraded,
         (worst, _) => worst,
@@ -164,7 +174,7 @@ pub(super) async fn get(host: &Host, name: &str) -> anyhow::Result<DynamicObject
 }
 
 /// Reads all clusters of a namespace, or of all.
-async fn list(host: &Host, namespace: Option<&str>) -> Result<Vec<DynamicObject>, Problem> {
+pub(super) async fn list(host: &Host, namespace: Option<&str>) -> Result<Vec<DynamicObject>, Problem> {
     let api = api(host, namespace);
     let request = Request { verb: "list", resource: RESOURCE, name: None, namespace };
     let mut parameters = ListParams::default().limit(PAGE);

@@ -389,7 +389,8 @@ pub(crate) fn is_beyond_repair(world: &World) -> bool {
         let running = world.pod(name).and_then(|(_, process)| world.etcd.data(&process));
         let Some(data) = running.or(disk.data.data.as_deref()) else { return false };
         let now = (data.log.last_term(), data.log.last());
-        let whole = running.is_some() || !disk.damaged;
+        let forged = data.store.keys.range(super::story::FORGED..).next().is_some();
+        let whole = (running.is_some() || !disk.damaged) && !forged;
         whole && data.member == **id && world.witness.high.get(id).is_none_or(|high| now >= *high)
     };
     let good = truth.voters.iter().filter(keeps).count();

@@ -78,7 +78,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let of_it = |request: &Request| request.spec.member_id == Some(next.seat.id.to_string());
     let unfinished = observed.requests.iter().filter(|request| request.repair && !request.phase().is_over());
     // An exchange of one who is well waits for those who are not.
-    if unfinished.clone().any(|request| of_it(request) || is_urgent(request)) {
+    if unfinished.clone().any(|request| of_it(request) || is_urgent(&roster, request)) {
         if unfinished.clone().any(of_it) {
             unstall(plan, next.seat);
         }
@@ -96,8 +96,10 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
 }
 
 /// Whether a repair is about a member that is not well.
-pub(super) fn is_urgent(request: &Request) -> bool {
-    request.repair && request.spec.strategy == ReplacementStrategy::RemoveFirst
+pub(super) fn is_urgent(roster: &Roster, request: &Request) -> bool {
+    let id: Option<MemberId> = request.spec.member_id.as_ref().and_then(|id| id.parse().ok());
+    let well = roster.voters.iter().any(|seat| Some(seat.id) == id && seat.healthy);
+    request.repair && request.spec.strategy == ReplacementStrategy::RemoveFirst && !well
 }
 
 /// What is being repaired needs no person.

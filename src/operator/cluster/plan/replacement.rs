@@ -32,7 +32,8 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     let roster = Roster::of(desired, observed);
     let mut busy = observed.requests.iter().any(|request| request.phase() == Phase::Running);
     let mut requests: Vec<&Request> = observed.requests.iter().filter(|request| !request.deleting).collect();
-    requests.sort_by_key(|request| (!is_urgent(request), !request.repair));
+    let urgent = |request: &Request| roster.as_ref().is_some_and(|roster| is_urgent(roster, request));
+    requests.sort_by_key(|request| (!urgent(request), !request.repair));
     for request in requests {
         let verdict = match request.phase() {
             Phase::Running if gives_way(observed, roster.as_ref(), request) => {
@@ -74,12 +75,14 @@ fn forget(observed: &Observed, plan: &mut Plan) {
 
 /// Whether a running one goes back to wait for a repair: while nothing but a learner would be lost.
 fn gives_way(observed: &Observed, roster: Option<&Roster>, request: &Request) -> bool {
-    let waits = |other: &Request| is_urgent(other) && other.phase() == Phase::Pending && !other.deleting;
     let (Some(roster), Some(exchange)) = (roster, Exchange::of(observed)) else { return false };
+    let waits =
+        |other: &Request| is_urgent(roster, other) && other.phase() == Phase::Pending && !other.deleting;
     let new = new_member(observed, roster, &exchange);
     let votes =
         new.is_some_and(|new| roster.voters.iter().any(|seat| seat.name == new && seat.id != exchange.id));
-    !is_urgent(request) && observed.requests.iter().any(waits) && exchange.seat(roster).is_some() && !votes
+    let begun = exchange.seat(roster).is_none() || votes;
+    !is_urgent(roster, request) && observed.requests.iter().any(waits) && !begun
 }
 
 /// The status of a request whose EtcdCluster does not exist; `None` where it is over.
