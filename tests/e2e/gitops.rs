@@ -19,7 +19,7 @@ use crate::support::{Story, eventually, kubectl, story};
 async fn every_example_is_in_progress_then_current_and_makes_no_noise() {
     story("examples", async |story| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
-        let all = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let all = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
         let is_cluster = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("cluster");
         let files: Vec<PathBuf> = all.filter(is_cluster).collect();
         assert!(files.len() >= 5, "{files:?}");
