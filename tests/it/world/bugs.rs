@@ -236,7 +236,58 @@ fn exchanges_who_is_down_the_new_one_first(desired: &Desired, observed: &Observe
     plan(desired, &seen)
 }
 
-const BUGS: [Bug; 17] = [
+/// What was asked for once is taken for done.
+fn believes_that_volumes_have_grown(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = observed.clone();
+    for volume in seen.volumes.values_mut() {
+        volume.requested.clone_from(&desired.spec.storage.size);
+    }
+    plan(desired, &seen)
+}
+
+fn leaves_pods_of_who_left(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    let member = |name: &String| observed.record.members.contains_key(name);
+    if matches!(&good.step, Some(Step::DeletePod(premise)) if !member(&premise.name)) {
+        good.step = None;
+    }
+    good
+}
+
+fn keeps_dead_voters(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    let answers = |id: MemberId| observed.known_answers().any(|(_, answer)| answer.member_id == id);
+    let dead = |call: &Call| matches!(call, Call::Remove(id) if !answers(*id));
+    if matches!(&good.step, Some(Step::Change(change)) if change.calls.iter().any(dead)) {
+        good.step = None;
+    }
+    good
+}
+
+fn acts_on_edits_only(desired: &Desired, observed: &Observed) -> Plan {
+    thread_local! {
+        static LAST: RefCell<Option<(String, usize)>> = const { RefCell::new(None) };
+    }
+    let now = (desired.uid.clone(), desired.replicas);
+    let last = LAST.with(|last| last.borrow_mut().replace(now.clone()));
+    let mut seen = desired.clone();
+    let voters = observed.record.members.len() - observed.record.joining.len();
+    if last == Some(now) && observed.record.cluster_id.is_some() {
+        seen.replicas = voters;
+    }
+    plan(&seen, observed)
+}
+
+fn repairs_only_while_all_are_well(desired: &Desired, observed: &Observed) -> Plan {
+    let mut good = plan(desired, observed);
+    let healthy = observed.known_answers().filter(|(_, answer)| answer.quorum.is_some()).count();
+    if healthy < observed.record.voters(&desired.name) && matches!(good.step, Some(Step::Change(_))) {
+        good.step = None;
+    }
+    good
+}
+
+const BUGS: [Bug; 22] = [
     Bug {
         rule: "I-1 quorum",
         class: "D3",
@@ -318,6 +369,26 @@ const BUGS: [Bug; 17] = [
         class: "B",
         what: "waits for one with bad data to be well first",
         planner: exchanges_who_is_down_the_new_one_first,
+    },
+    Bug {
+        rule: "ESR",
+        class: "B1",
+        what: "takes a growth that was asked for for done",
+        planner: believes_that_volumes_have_grown,
+    },
+    Bug {
+        rule: "ESR",
+        class: "B3",
+        what: "leaves the Pods of who has left",
+        planner: leaves_pods_of_who_left,
+    },
+    Bug { rule: "ESR", class: "B4", what: "keeps dead voters", planner: keeps_dead_voters },
+    Bug { rule: "ESR", class: "C", what: "acts on edits only", planner: acts_on_edits_only },
+    Bug {
+        rule: "ESR",
+        class: "D7",
+        what: "repairs only while all are well",
+        planner: repairs_only_while_all_are_well,
     },
 ];
 
