@@ -325,6 +325,10 @@ pub(crate) fn process_starts(world: &mut World, uid: &str, start: &Start, disk: 
     if claim_is_shared {
         world.violate("I-7 one process", "two processes on one volume");
     }
+    // Before there is a record no client was let in: what a founder forgets, nobody was promised.
+    if truth.is_none() && disk.data.is_none() {
+        world.witness.high.remove(&bootstrap_member_id(&start.peer_url, &start.token));
+    }
     match &disk.data {
         Some(data) => {
             let now = (data.log.last_term(), data.log.last());

@@ -13,7 +13,7 @@ use super::operator::{Fault, lock};
 use super::story::{Act, Report, STRATEGIES, VOLUMES, tell};
 
 /// Stories that `cargo verify` tells.
-const SCHEDULES: u64 = 20_000;
+const SCHEDULES: u64 = 12_000;
 /// Acts of a story before it settles.
 const LENGTH: usize = 30;
 
@@ -191,6 +191,11 @@ pub(crate) fn first(seeds: std::ops::Range<u64>, planner: Planner, rule: &str) -
     found.into_inner().unwrap_or_default()
 }
 
+/// QUORATE_FIRST_SEED begins elsewhere, to look at some seeds once more.
+fn first_seed() -> u64 {
+    std::env::var("QUORATE_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
 /// `QUORATE_EXPLORE_MINUTES` (`cargo explore --minutes N`) makes it go on with new seeds for so long.
 #[test]
 fn no_schedule_breaks_an_invariant() {
@@ -204,7 +209,7 @@ fn no_schedule_breaks_an_invariant() {
             let first = rand::random::<u32>().into();
             (first..u64::MAX, std::time::Duration::from_mins(minutes))
         }
-        None => (0..schedules, std::time::Duration::MAX),
+        None => (first_seed()..first_seed() + schedules, std::time::Duration::MAX),
     };
     let told = search(seeds, plan, || begun.elapsed() > end).unwrap_or_else(|picture| panic!("{picture}"));
     println!("{told} schedules, 0 violations, {:.0} s", begun.elapsed().as_secs_f64());

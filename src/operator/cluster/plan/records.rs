@@ -8,6 +8,7 @@ use super::roster::Roster;
 use super::{Finding, Plan, is_ours};
 use crate::api::cluster::BootstrapStatus;
 use crate::api::reason::Reason;
+use crate::etcd::failure::Remedy;
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
 
@@ -113,9 +114,10 @@ fn taken_over(desired: &Desired, observed: &Observed) -> Option<Plan> {
 fn begun_anew(desired: &Desired, observed: &Observed, bootstrap: &BootstrapStatus) -> Option<Plan> {
     let names = observed.record.member_names(&desired.name);
     let refusal = names.iter().find_map(|name| {
-        let report = observed.pods.get(name)?.refusal()?;
-        let hopeless = ["DataLost", "ForeignVolume", "RolledBack", "WalDamaged"];
-        hopeless.contains(&report.cause.as_deref()?).then(|| format!("{name}: {}", report.sentence()))
+        let pod = observed.pods.get(name)?;
+        let hopeless = matches!(pod.failure()?.remedy(), Remedy::Wipe | Remedy::Replace);
+        let report = pod.last_exit.as_ref().filter(|_| hopeless)?;
+        Some(format!("{name}: {}", report.sentence()))
     });
     let clusters: BTreeSet<ClusterId> = names
         .iter()

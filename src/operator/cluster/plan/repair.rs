@@ -21,7 +21,7 @@ use super::{Ensure, Finding, Plan, is_ours};
 use crate::api::cluster::RepairMode;
 use crate::api::duration::parse_duration;
 use crate::api::reason::Reason;
-use crate::api::replacement::{ReplacementStrategy, ReplacementVolume};
+use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
 use crate::etcd::MemberId;
 use crate::etcd::failure::Remedy;
 use crate::etcd::hash::{Comparison, compare};
@@ -31,6 +31,8 @@ use crate::operator::names;
 
 /// Where the spec's own cannot be read.
 const UNHEALTHY_AFTER: SignedDuration = SignedDuration::from_mins(10);
+/// A repair that came to nothing is tried again after this.
+const AGAIN: SignedDuration = SignedDuration::from_mins(10);
 /// Longest part of etcd's words that goes into a message.
 const LONGEST_WHY: usize = 300;
 /// Repairs of merely silent members are counted over this time.
@@ -138,6 +140,15 @@ fn obstacle(desired: &Desired, observed: &Observed, roster: &Roster, found: &Dia
             quorum(voters)
         )));
     }
+    if let Some(failed) = failed_lately(observed, found.seat) {
+        let said = failed.status.message.clone().unwrap_or_default();
+        return Some(refusal(format!(
+            "{name} needs a repair ({}), and {} came to nothing: {said} It is tried again after {} minutes.",
+            found.why,
+            failed.name,
+            AGAIN.as_mins()
+        )));
+    }
     if found.proven {
         return None;
     }
@@ -161,13 +172,25 @@ fn obstacle(desired: &Desired, observed: &Observed, roster: &Roster, found: &Dia
     None
 }
 
+/// A repair of this member that came to nothing just now: what was wrong with it has hardly changed.
+fn failed_lately<'a>(observed: &'a Observed, seat: &Seat) -> Option<&'a Request> {
+    let id = seat.id.to_string();
+    observed.requests.iter().rev().find(|request| {
+        let over = matches!(request.phase(), Phase::Rejected | Phase::Failed);
+        let of_it = request.repair && request.spec.member_id.as_ref() == Some(&id);
+        over && of_it && observed.now.duration_since(request.created) < AGAIN
+    })
+}
+
 fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> Option<Diagnosis<'a>> {
     let of = |strategy, volume, proven, why: String| Some(Diagnosis { seat, strategy, volume, proven, why });
     let name = &seat.name;
     let (remove, add) = (ReplacementStrategy::RemoveFirst, ReplacementStrategy::AddFirst);
     let volume = observed.volumes.get(name);
+    let usable = volume.is_some_and(|volume| is_ours(desired, volume) && !volume.deleting);
+    let kept = |wanted| if usable { wanted } else { ReplacementVolume::New };
     if let Some(why) = differs(observed, seat) {
-        return of(remove, ReplacementVolume::Keep, true, why);
+        return of(remove, kept(ReplacementVolume::Keep), true, why);
     }
     if seat.healthy {
         let goes = volume.is_some_and(|volume| volume.deleting);
@@ -193,7 +216,7 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
         None | Some(_) => {}
     }
     if let Some((volume, why)) = proven(seat) {
-        return of(remove, volume, true, why);
+        return of(remove, kept(volume), true, why);
     }
     let since = *observed.record.unhealthy_since.get(name)?;
     let down_for = observed.now.duration_since(since);

@@ -110,6 +110,8 @@ struct Verdict {
     progress: Option<String>,
     /// Another volume, after the time limit.
     volume: Option<ReplacementVolume>,
+    /// Another order, when the old member has failed meanwhile.
+    strategy: Option<ReplacementStrategy>,
 }
 
 struct Resolved {
@@ -121,7 +123,16 @@ struct Resolved {
 
 impl Verdict {
     fn new(phase: Phase, step: &'static str, message: String) -> Self {
-        Self { phase, step, message, resolved: None, new_member: None, progress: None, volume: None }
+        Self {
+            phase,
+            step,
+            message,
+            resolved: None,
+            new_member: None,
+            progress: None,
+            volume: None,
+            strategy: None,
+        }
     }
 
     fn pending(message: String) -> Self {
@@ -163,6 +174,7 @@ fn told(request: &Request, verdict: &Verdict, now: Timestamp) -> EtcdMemberRepla
         status.started_at = Some(now.to_string());
     }
     status.volume = verdict.volume.or(status.volume);
+    status.strategy = verdict.strategy.or(status.strategy);
     if verdict.new_member.is_some() {
         status.new_member.clone_from(&verdict.new_member);
     }
@@ -388,6 +400,14 @@ fn progress(desired: &Desired, observed: &Observed, roster: Option<&Roster>, req
     let new = new_member(observed, roster, &exchange);
     let mut verdict = at(desired, observed, roster, &exchange, new.as_deref());
     verdict.new_member = new;
+    if let Some(volume) =
+        failed_meanwhile(desired, observed, roster, &exchange).filter(|_| verdict.phase == Phase::Running)
+    {
+        verdict.strategy = Some(ReplacementStrategy::RemoveFirst);
+        verdict.volume = Some(volume);
+        verdict.message = format!("{} has failed meanwhile: it leaves first.", exchange.name);
+        return verdict;
+    }
     if verdict.phase == Phase::Running
         && exchange.how == How::Wipe
         && !is_usable(desired, observed, exchange.name)
@@ -401,6 +421,24 @@ fn progress(desired: &Desired, observed: &Observed, roster: Option<&Roster>, req
 }
 
 const STEPS: [&str; 7] = ["Preflight", "Stop", "RemoveOld", "AddLearner", "CatchUp", "Promote", "Done"];
+
+/// Whether a member that was to leave last has lost its data, so that it leaves first; and what becomes of its volume.
+fn failed_meanwhile(
+    desired: &Desired,
+    observed: &Observed,
+    roster: &Roster,
+    exchange: &Exchange,
+) -> Option<ReplacementVolume> {
+    let old = exchange.seat(roster).filter(|old| exchange.how == How::AddFirst && old.is_down())?;
+    let usable = is_usable(desired, observed, exchange.name);
+    let asked = &exchange.request.spec;
+    let keeps = usable && asked.storage.is_none() && asked.placement.is_none();
+    if !usable {
+        return Some(ReplacementVolume::New);
+    }
+    let bad = super::repair::has_bad_data(old);
+    bad.then_some(if keeps { ReplacementVolume::Keep } else { ReplacementVolume::New })
+}
 
 /// Whether a volume can be used again.
 fn is_usable(desired: &Desired, observed: &Observed, name: &str) -> bool {
