@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use quorate_guard::lock;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
@@ -19,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::http;
-use super::programs::{guard, program, wait_until};
+use super::programs::{PATIENCE, guard, program, wait_until};
 
 /// A cluster and its folder, which goes with it.
 pub(crate) struct Cluster {
@@ -355,8 +356,16 @@ impl Guard {
     /// Waits for the guard's end.
     pub(crate) fn wait(mut self) -> Ended {
         let mut status = None;
+        let end = Instant::now() + PATIENCE;
         wait_until("the guard ends", || {
             status = self.child.try_wait().unwrap();
+            let late = Instant::now() + Duration::from_secs(1) > end;
+            assert!(
+                status.is_some() || !late,
+                "the guard in {} does not end: {}",
+                self.folder.display(),
+                self.log()
+            );
             status.is_some()
         });
         self.ended = true;

@@ -85,7 +85,7 @@ fn gives_way(observed: &Observed, roster: Option<&Roster>, request: &Request) ->
     !is_urgent(roster, request) && observed.requests.iter().any(waits) && !begun
 }
 
-/// The status of a request whose EtcdCluster does not exist; `None` where it is over.
+/// The status of a request whose EtcdCluster does not exist; `None` where it is over. A repair goes with its EtcdCluster.
 pub(in super::super) fn without_cluster(
     request: &Request,
     now: Timestamp,
@@ -96,7 +96,7 @@ pub(in super::super) fn without_cluster(
         Phase::Running => Verdict::new(Phase::Failed, "Done", format!("{message} It was deleted meanwhile.")),
         Phase::Complete | Phase::Rejected | Phase::Failed => return None,
     };
-    (!request.deleting).then(|| told(request, &verdict, now))
+    (!request.deleting && !request.repair).then(|| told(request, &verdict, now))
 }
 
 /// What there is to tell of a request.
