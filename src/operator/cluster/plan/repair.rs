@@ -176,10 +176,14 @@ fn obstacle(desired: &Desired, observed: &Observed, roster: &Roster, found: &Dia
 fn failed_lately<'a>(observed: &'a Observed, seat: &Seat) -> Option<&'a Request> {
     let id = seat.id.to_string();
     observed.requests.iter().rev().find(|request| {
-        let over = matches!(request.phase(), Phase::Rejected | Phase::Failed);
         let of_it = request.repair && request.spec.member_id.as_ref() == Some(&id);
-        over && of_it && observed.now.duration_since(request.created) < AGAIN
+        request.phase() == Phase::Failed && of_it && observed.now.duration_since(request.created) < AGAIN
     })
+}
+
+/// Whether a member still needs a repair.
+pub(super) fn is_needed(desired: &Desired, observed: &Observed, seat: &Seat) -> bool {
+    diagnose(desired, observed, seat).is_some()
 }
 
 fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> Option<Diagnosis<'a>> {

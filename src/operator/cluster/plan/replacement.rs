@@ -257,7 +257,12 @@ fn consider(
             roster.learners.len()
         ));
     }
-    preflight(desired, observed, roster, request, seat).unwrap_or_else(|why| Verdict::rejected(&why))
+    if request.repair && !super::repair::is_needed(desired, observed, seat) {
+        return Verdict::rejected(&format!("{} is well again.", seat.name));
+    }
+    // A repair waits for what a person would be told to bring about.
+    let refused = |why: String| if request.repair { Verdict::pending(why) } else { Verdict::rejected(&why) };
+    preflight(desired, observed, roster, request, seat).unwrap_or_else(refused)
 }
 
 /// The one member that a request is about.
@@ -296,8 +301,11 @@ fn preflight(
     request: &Request,
     seat: &Seat,
 ) -> Result<Verdict, String> {
-    let (strategy, volume) = resolve(request, seat);
     let name = &seat.name;
+    let (strategy, mut volume) = resolve(request, seat);
+    if request.repair && !is_usable(desired, observed, name) {
+        volume = ReplacementVolume::New;
+    }
     let (voters, beside) = (roster.voters.len(), roster.healthy_beside(seat));
     if strategy == ReplacementStrategy::AddFirst {
         if !seat.healthy {
