@@ -378,7 +378,7 @@ impl Guard {
         Pid::from_child(&self.child)
     }
 
-    fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.stat().is_some_and(|state| state != 'Z')
     }
 

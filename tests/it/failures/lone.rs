@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, prlimit};
 use tempfile::TempDir;
 
 use super::Reports;
-use super::cluster::{Cluster, Member, copy, replace};
+use super::cluster::{Cluster, Guard, Member, copy, replace};
 use super::http;
 use super::programs::wait_until;
 use super::provoke::{
@@ -161,6 +161,14 @@ fn lose_snapshots(reports: &Reports, member: &Member, old: &TempDir) {
     reports.take("DatabaseBehind", &run(&member));
 }
 
+/// Writes until etcd has ended of it: on a busy machine a write fails for want of time, too.
+fn end_by_writing(member: &Member, guard: &Guard, value: &str) {
+    wait_until("etcd ends of what is written", || {
+        drop(http::put(member.client, "large", value));
+        !guard.is_running()
+    });
+}
+
 /// A limit instead of a cgroup: what the kernel kills says nothing.
 fn run_out_of_memory(reports: &Reports, member: &Member, old: &TempDir) {
     let member = restored(member, old);
@@ -168,7 +176,7 @@ fn run_out_of_memory(reports: &Reports, member: &Member, old: &TempDir) {
     let used = Some(1 << 20);
     prlimit(Some(guard.etcd()), Resource::As, Rlimit { current: used, maximum: used }).unwrap();
     let value = "x".repeat(1_000_000);
-    wait_until("etcd needs more memory", || http::put(member.client, "large", &value).is_err());
+    end_by_writing(&member, &guard, &value);
     reports.take("OutOfMemory", &message(&member, guard));
 }
 
@@ -210,7 +218,7 @@ fn fill_disk(reports: &Reports) {
     let guard = member.serve();
     disk.fill();
     let value = "x".repeat(1_000_000);
-    wait_until("etcd finds no room", || http::put(member.client, "large", &value).is_err());
+    end_by_writing(&member, &guard, &value);
     reports.take("DiskFull", &message(&member, guard));
 }
 
