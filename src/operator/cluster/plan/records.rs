@@ -126,7 +126,10 @@ fn begun_anew(desired: &Desired, observed: &Observed, bootstrap: &BootstrapStatu
         })
         .collect();
     let ends = || {
-        let gone = |name: &&String| observed.volumes.get(*name).is_some_and(|volume| volume.deleting);
+        // One that was never bound held nobody; `members` makes such a one anew where the spec names another class.
+        let gone = |name: &&String| {
+            observed.volumes.get(*name).is_some_and(|volume| volume.deleting && volume.bound)
+        };
         names.iter().find(gone).map(|name| format!("the volume {name} is being deleted"))
     };
     let why = refusal
