@@ -132,7 +132,7 @@ pub async fn apply(
         applied.changed = true;
     }
     for told in &plan.requests {
-        tell(context, desired, told).await?;
+        tell(context, &desired.namespace, told).await?;
         applied.notes.extend(told.note.clone());
         applied.changed = true;
     }
@@ -294,17 +294,21 @@ fn secret(desired: &Desired, name: &str, type_: &str, data: &BTreeMap<String, St
 }
 
 fn api(context: &Context, desired: &Desired, kind: &str) -> Api<DynamicObject> {
+    api_in(context, &desired.namespace, kind)
+}
+
+fn api_in(context: &Context, namespace: &str, kind: &str) -> Api<DynamicObject> {
     let (group, version) = match kind {
         "PodDisruptionBudget" => ("policy", "v1"),
         "EtcdMemberReplacement" => (GROUP, "v1alpha1"),
         _ => ("", "v1"),
     };
     let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
-    Api::namespaced_with(context.client.clone(), &desired.namespace, &resource)
+    Api::namespaced_with(context.client.clone(), namespace, &resource)
 }
 
 /// The status of an EtcdMemberReplacement; the version that was read is the premise.
-async fn tell(context: &Context, desired: &Desired, told: &Told) -> Result<(), ApplyError> {
+pub(super) async fn tell(context: &Context, namespace: &str, told: &Told) -> Result<(), ApplyError> {
     let Told { name, resource_version, status, note: _ } = told;
     let kind = "EtcdMemberReplacement";
     let patch = json!({
@@ -314,7 +318,7 @@ async fn tell(context: &Context, desired: &Desired, told: &Told) -> Result<(), A
         "status": status,
     });
     let parameters = PatchParams::apply(names::MANAGER).force();
-    let api = api(context, desired, kind);
+    let api = api_in(context, namespace, kind);
     let patch = Patch::Apply(patch);
     write(
         context,

@@ -10,15 +10,14 @@ use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::apply::{ApplyError, apply, write};
+use super::apply::{ApplyError, apply, tell, write};
 use super::credentials::LeafState;
 use super::desired::Desired;
 use super::observe::{ObserveError, observe, requests};
 use super::observed::{Observed, Request};
 use super::plan::replacement::without_cluster;
-use super::plan::{Finding, Plan};
+use super::plan::{Finding, Plan, Told};
 use super::status;
-use crate::api::EtcdMemberReplacement;
 use crate::api::cluster::{EtcdCluster, EtcdClusterStatus};
 use crate::api::condition::{READY, STALLED};
 use crate::api::reason::Reason;
@@ -174,21 +173,11 @@ async fn pass(
 
 /// Requests about a cluster that does not exist: told so, since nobody else will.
 pub async fn reject_orphans(context: &Context, namespace: &str, cluster: &str) -> Result<(), ReconcileError> {
-    let api: Api<EtcdMemberReplacement> = Api::namespaced(context.client.clone(), namespace);
     for object in requests(context, namespace, cluster).await? {
         let request = Request::of(&object);
         let Some(status) = without_cluster(&request, context.now()) else { continue };
-        let patch = json!({
-            "apiVersion": EtcdMemberReplacement::api_version(&()),
-            "kind": EtcdMemberReplacement::kind(&()),
-            "metadata": {"name": request.name, "resourceVersion": request.resource_version},
-            "status": status,
-        });
-        let parameters = PatchParams::apply(names::MANAGER).force();
-        let patch = Patch::Apply(patch);
-        let what = format!("EtcdMemberReplacement {}", request.name);
-        write(context, "write the status of", what, api.patch_status(&request.name, &parameters, &patch))
-            .await?;
+        let Request { name, resource_version, .. } = request;
+        tell(context, namespace, &Told { name, resource_version, status, note: None }).await?;
     }
     Ok(())
 }

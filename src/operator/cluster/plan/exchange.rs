@@ -23,7 +23,7 @@ use super::super::desired::Desired;
 use super::super::manifests::volume as volumes;
 use super::super::observed::{Intent, Observed, Request, Volume, VolumeState};
 use super::roster::{Roster, Seat};
-use super::{Ensure, Plan, Step, is_ours};
+use super::{Ensure, Plan, Step, is_usable};
 use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
 use crate::etcd::MemberId;
 use crate::etcd::failure::Failure;
@@ -109,13 +109,12 @@ pub(in super::super) fn makes_way<'r>(
     roster: &'r Roster<'r>,
 ) -> Option<&'r Seat<'r>> {
     let voters = roster.voters.len();
-    let exchange = Exchange::of(observed).filter(|exchange| exchange.how != How::AddFirst);
-    if let Some(seat) = exchange.and_then(|exchange| exchange.seat(roster)) {
+    let asked = Exchange::of(observed).and_then(|exchange| Some((exchange.how, exchange.seat(roster)?)));
+    if let Some((How::Wipe | How::Replace, seat)) = asked {
         return Some(seat).filter(|seat| can_do_without(roster, seat, voters));
     }
-    let added_first = Exchange::of(observed).filter(|exchange| exchange.how == How::AddFirst);
     let marked = || roster.voters.iter().find(|seat| seat.intent() == Some(Intent::Leave(seat.id)));
-    let replaced = added_first.and_then(|exchange| exchange.seat(roster)).or_else(marked)?;
+    let replaced = asked.map(|(_, seat)| seat).or_else(marked)?;
     (voters > desired.replicas && can_do_without(roster, replaced, voters - 1)).then_some(replaced)
 }
 
@@ -175,7 +174,7 @@ fn to_be_compared(roster: &Roster, name: &str) -> Option<Intent> {
 /// Whether a volume waits for its next incarnation: its member is none any more, by the list.
 pub(in super::super) fn is_given_up(desired: &Desired, roster: &Roster, volume: &Volume) -> bool {
     let wiped = matches!(volume.intent, Some(Intent::Wipe(id)) if !roster.lists(id));
-    wiped && is_ours(desired, volume) && !volume.deleting
+    wiped && is_usable(desired, volume)
 }
 
 /// A volume that is being deleted is marked too; all others are in `members`.

@@ -31,12 +31,14 @@ mod retire;
 pub(super) mod roster;
 mod surroundings;
 
+use jiff::SignedDuration;
 use serde_json::Value;
 
 use super::credentials::Leaf;
 use super::desired::Desired;
 use super::observed::{MemberPod, Observed, Record, Volume};
 use super::rotation;
+use crate::api::duration::parse_duration;
 use crate::api::reason::Reason;
 use crate::api::replacement::EtcdMemberReplacementStatus;
 use crate::etcd::membership::Call;
@@ -231,6 +233,17 @@ impl Volume {
         let (uid, resource_version) = (self.uid.clone(), self.resource_version.clone());
         Premise { name: name.to_owned(), uid, resource_version, why }
     }
+}
+
+/// Whether a member may be put on a volume, now and later.
+fn is_usable(desired: &Desired, volume: &Volume) -> bool {
+    is_ours(desired, volume) && !volume.deleting
+}
+
+/// A duration of a spec; `otherwise` where it cannot be read, which the schema does not let through.
+fn duration_or(text: &str, otherwise: SignedDuration) -> SignedDuration {
+    let given = parse_duration(text).ok().and_then(|given| SignedDuration::try_from(given).ok());
+    given.unwrap_or(otherwise)
 }
 
 /// Whether a volume may be used: it is this EtcdCluster's, or was taken over by it.

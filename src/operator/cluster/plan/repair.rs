@@ -17,9 +17,8 @@ use super::super::desired::Desired;
 use super::super::manifests::{labels, owner};
 use super::super::observed::{GuardReport, Observed, Request};
 use super::roster::{Roster, Seat};
-use super::{Ensure, Finding, Plan, is_ours};
+use super::{Ensure, Finding, Plan, duration_or, is_ours, is_usable};
 use crate::api::cluster::RepairMode;
-use crate::api::duration::parse_duration;
 use crate::api::reason::Reason;
 use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
 use crate::etcd::MemberId;
@@ -191,7 +190,7 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
     let name = &seat.name;
     let (remove, add) = (ReplacementStrategy::RemoveFirst, ReplacementStrategy::AddFirst);
     let volume = observed.volumes.get(name);
-    let usable = volume.is_some_and(|volume| is_ours(desired, volume) && !volume.deleting);
+    let usable = volume.is_some_and(|volume| is_usable(desired, volume));
     let kept = |wanted| if usable { wanted } else { ReplacementVolume::New };
     if let Some(why) = differs(observed, seat) {
         return of(remove, kept(ReplacementVolume::Keep), true, why);
@@ -224,13 +223,9 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
     }
     let since = *observed.record.unhealthy_since.get(name)?;
     let down_for = observed.now.duration_since(since);
-    (seat.is_down() && down_for >= unhealthy_after(desired) && is_merely_down(seat)).then_some(())?;
+    let patience = duration_or(&desired.spec.repair.unhealthy_after, UNHEALTHY_AFTER);
+    (seat.is_down() && down_for >= patience && is_merely_down(seat)).then_some(())?;
     of(remove, ReplacementVolume::New, false, format!("it has been down since {since}"))
-}
-
-fn unhealthy_after(desired: &Desired) -> SignedDuration {
-    let given = parse_duration(&desired.spec.repair.unhealthy_after).ok();
-    given.and_then(|given| SignedDuration::try_from(given).ok()).unwrap_or(UNHEALTHY_AFTER)
 }
 
 /// Whether the member's data are proven to be of no use, while the volume works.

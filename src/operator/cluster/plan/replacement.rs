@@ -11,9 +11,8 @@ use super::super::observed::{Observed, Request};
 use super::exchange::{Exchange, How};
 use super::repair::is_urgent;
 use super::roster::{Roster, Seat};
-use super::{Finding, Plan, Told, is_ours};
+use super::{Finding, Plan, Told, duration_or, is_usable};
 use crate::api::condition::{self, READY, RECONCILING, STALLED, Statement};
-use crate::api::duration::parse_duration;
 use crate::api::quantity::{format_bytes, parse_bytes};
 use crate::api::reason::Reason;
 use crate::api::replacement::{
@@ -79,8 +78,7 @@ fn gives_way(observed: &Observed, roster: Option<&Roster>, request: &Request) ->
     let waits =
         |other: &Request| is_urgent(roster, other) && other.phase() == Phase::Pending && !other.deleting;
     let new = new_member(observed, roster, &exchange);
-    let votes =
-        new.is_some_and(|new| roster.voters.iter().any(|seat| seat.name == new && seat.id != exchange.id));
+    let votes = votes(roster, &exchange, new.as_deref());
     let begun = exchange.seat(roster).is_none() || votes;
     !is_urgent(roster, request) && observed.requests.iter().any(waits) && !begun
 }
@@ -303,7 +301,7 @@ fn preflight(
 ) -> Result<Verdict, String> {
     let name = &seat.name;
     let (strategy, mut volume) = resolve(request, seat);
-    if request.repair && !is_usable(desired, observed, name) {
+    if request.repair && !has_usable_volume(desired, observed, name) {
         volume = ReplacementVolume::New;
     }
     let (voters, beside) = (roster.voters.len(), roster.healthy_beside(seat));
@@ -330,7 +328,7 @@ fn preflight(
             quorum(voters)
         ));
     }
-    if volume == ReplacementVolume::Keep && !is_usable(desired, observed, name) {
+    if volume == ReplacementVolume::Keep && !has_usable_volume(desired, observed, name) {
         return Err(format!(
             "The volume {name} cannot be kept: it is gone, is being deleted, or is another's."
         ));
@@ -418,7 +416,7 @@ fn progress(desired: &Desired, observed: &Observed, roster: Option<&Roster>, req
     }
     if verdict.phase == Phase::Running
         && exchange.how == How::Wipe
-        && !is_usable(desired, observed, exchange.name)
+        && !has_usable_volume(desired, observed, exchange.name)
     {
         verdict.volume = Some(ReplacementVolume::New);
         verdict.message = format!("the volume {} is gone or going: a new one is made.", exchange.name);
@@ -438,19 +436,18 @@ fn failed_meanwhile(
     exchange: &Exchange,
 ) -> Option<ReplacementVolume> {
     let old = exchange.seat(roster).filter(|old| exchange.how == How::AddFirst && old.is_down())?;
-    let usable = is_usable(desired, observed, exchange.name);
-    let asked = &exchange.request.spec;
-    let keeps = usable && asked.storage.is_none() && asked.placement.is_none();
-    if !usable {
+    if !has_usable_volume(desired, observed, exchange.name) {
         return Some(ReplacementVolume::New);
     }
+    let asked = &exchange.request.spec;
+    let keeps = asked.storage.is_none() && asked.placement.is_none();
     let bad = super::repair::has_bad_data(old);
     bad.then_some(if keeps { ReplacementVolume::Keep } else { ReplacementVolume::New })
 }
 
-/// Whether a volume can be used again.
-fn is_usable(desired: &Desired, observed: &Observed, name: &str) -> bool {
-    observed.volumes.get(name).is_some_and(|volume| is_ours(desired, volume) && !volume.deleting)
+/// Whether the member's volume can be used again.
+fn has_usable_volume(desired: &Desired, observed: &Observed, name: &str) -> bool {
+    observed.volumes.get(name).is_some_and(|volume| is_usable(desired, volume))
 }
 
 fn known_step(word: &str) -> &'static str {
@@ -470,6 +467,11 @@ fn new_member(observed: &Observed, roster: &Roster, exchange: &Exchange) -> Opti
     names.find(|name| roster.seat(name).is_some()).or_else(|| exchange.request.status.new_member.clone())
 }
 
+/// Whether the new member votes already; one that was wiped has the name of the old one.
+fn votes(roster: &Roster, exchange: &Exchange, new: Option<&str>) -> bool {
+    new.is_some_and(|new| roster.voters.iter().any(|seat| seat.name == new && seat.id != exchange.id))
+}
+
 fn at(
     desired: &Desired,
     observed: &Observed,
@@ -478,8 +480,7 @@ fn at(
     new: Option<&str>,
 ) -> Verdict {
     let old = exchange.seat(roster);
-    let votes =
-        new.is_some_and(|new| roster.voters.iter().any(|seat| seat.name == new && seat.id != exchange.id));
+    let votes = votes(roster, exchange, new);
     let whole = roster.voters.len() >= desired.replicas;
     let name = exchange.name;
     let running = |step, message: String| Verdict::new(Phase::Running, step, message);
@@ -535,8 +536,7 @@ fn at(
 }
 
 fn overdue(observed: &Observed, request: &Request) -> bool {
-    let limit = parse_duration(&request.spec.time_limit).ok();
-    let limit = limit.and_then(|limit| SignedDuration::try_from(limit).ok()).unwrap_or(TIME_LIMIT);
+    let limit = duration_or(&request.spec.time_limit, TIME_LIMIT);
     let begun: Option<Timestamp> = request.status.started_at.as_ref().and_then(|at| at.parse().ok());
     begun.is_some_and(|begun| observed.now.duration_since(begun) > limit)
 }
