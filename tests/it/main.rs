@@ -7,6 +7,10 @@
     reason = "a test that cannot go on panics; clippy exempts only the test functions themselves"
 )]
 
+/// The world makes and drops millions of small JSON objects.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod alerts;
 mod bad_input;
 mod bad_input_files;

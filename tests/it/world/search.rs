@@ -13,7 +13,7 @@ use super::operator::{Fault, lock};
 use super::story::{Act, Report, STRATEGIES, VOLUMES, tell};
 
 /// Stories that `cargo verify` tells.
-const SCHEDULES: u64 = 12_000;
+const SCHEDULES: u64 = 30_000;
 /// Acts of a story before it settles.
 const LENGTH: usize = 30;
 

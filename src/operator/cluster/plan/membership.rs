@@ -336,8 +336,11 @@ pub(in super::super) fn leaving<'a>(
     if !roster.all_healthy() {
         return Vec::new();
     }
-    let (leads, follows): (Vec<_>, Vec<_>) = newest_first().partition(|seat| Some(seat.id) == roster.leader);
-    follows.into_iter().chain(leads).take(count).collect()
+    // Whoever makes way anyway goes before those who are well, and the leader last.
+    let replaced = Exchange::of(observed).map(|exchange| exchange.id);
+    let mut order: Vec<&Seat> = newest_first().collect();
+    order.sort_by_key(|seat| (Some(seat.id) != replaced, Some(seat.id) == roster.leader));
+    order.into_iter().take(count).collect()
 }
 
 fn shrink(desired: &Desired, observed: &Observed, roster: &Roster, plan: &mut Plan) {
@@ -392,7 +395,7 @@ fn leave(
         }
         return;
     }
-    if leaving.iter().any(|seat| still_uses_its_volume(observed, seat, plan)) {
+    if leaving.iter().any(|seat| still_uses_its_volume(observed, roster, seat, plan)) {
         return;
     }
     let calls = leaving.iter().map(|seat| Call::Remove(seat.id)).collect();
@@ -400,12 +403,11 @@ fn leave(
 }
 
 /// Before a volume is wiped, nobody may be on it: its Pod is stopped, and seen to be gone, while its member can still
-/// come back. The mark on the volume comes first.
-fn still_uses_its_volume(observed: &Observed, seat: &Seat, plan: &mut Plan) -> bool {
-    let Some(exchange) = Exchange::of(observed).filter(|exchange| exchange.id == seat.id) else {
-        return false;
-    };
-    if exchange.how != How::Wipe {
+/// come back. The mark on the volume comes first. In a shrink to one, the one who stays cannot decide alone before the
+/// other is removed: there it runs until then, and its Pod goes before its volume begins anew (`exchange`).
+fn still_uses_its_volume(observed: &Observed, roster: &Roster, seat: &Seat, plan: &mut Plan) -> bool {
+    let wiped = Exchange::of(observed).is_some_and(|it| it.id == seat.id && it.how == How::Wipe);
+    if !wiped || roster.healthy_beside(seat) < quorum(roster.voters.len()) {
         return false;
     }
     let marked = seat.intent() == Some(Intent::Wipe(seat.id));
