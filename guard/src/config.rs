@@ -43,6 +43,8 @@ pub struct Config {
     pub high_water: Option<Position>,
     /// Size of the leader's db, for the rule on free space.
     pub leader_db_bytes: Option<u64>,
+    /// How long what a wiped member left is kept; for ever if nobody says.
+    pub keep_old_data: Option<Duration>,
     /// The name under which peers dial the member.
     pub name: Option<OwnName>,
     /// The Pod's grace period.
@@ -92,6 +94,7 @@ impl Config {
             expect_stamp: required(lookup, "QUORATE_EXPECT_STAMP")?,
             high_water: high_water(lookup)?,
             leader_db_bytes: optional(lookup, "QUORATE_LEADER_DB_BYTES")?,
+            keep_old_data: optional(lookup, "QUORATE_KEEP_OLD_DATA_SECONDS")?.map(Duration::from_secs),
             name: own_name(lookup)?,
             grace: optional(lookup, "QUORATE_GRACE_SECONDS")?.map_or(DEFAULT_GRACE, Duration::from_secs),
             state: path(lookup, "QUORATE_STATE", "/quorate"),

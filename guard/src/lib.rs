@@ -56,9 +56,11 @@
 //! | cleaning: `data` → `discarded`, sync, delete | `starting`, a part of `discarded` | deletes it, tries again |
 //! | wiping: note | old stamp, old data | wipes |
 //! | … mark removed | old stamp, old data, no mark | wipes; the stamp still says that it is due |
+//! | … `data` touched | old stamp, old data | wipes; their age begins anew |
 //! | … `data` → `bak-<n>` (or `discarded`), sync | old stamp, no data | nothing is left to move: stamps |
 //! | … (`discarded` deleted) | old stamp, a part of `discarded` | deletes it, stamps |
 //! | … draft, publish, sync | `fresh` at the new incarnation | a first boot; it cannot wipe again, the incarnation is equal |
+//! | old data whose time is over: `bak-<n>` → `discarded`, sync, delete | a part of `discarded` | deletes it |
 //!
 //! What cannot be seen from inside one node: a node rolled back whole, its emptyDirs included.
 

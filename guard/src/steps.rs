@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::SystemTime;
 
 use crate::config::{Config, DATA};
 use crate::decide::Decision;
@@ -29,6 +30,10 @@ pub enum Step {
     Note(Note),
     /// Remove the emptyDir's mark: it is of the member that is wiped.
     RemoveMark,
+    /// Make the data directory's age tell when it was put aside.
+    TouchData,
+    /// Move old data away to be deleted.
+    DiscardBackup(String),
     /// Move the data under a name.
     MoveData {
         /// The new name.
@@ -61,7 +66,7 @@ pub fn steps(decision: &Decision, config: &Config, volume: &Volume) -> Vec<Step>
             steps.extend([Step::Note(Note { incarnation: stamp.incarnation }), Step::RemoveMark]);
             if volume.data && keeps_old_data(config, volume) {
                 let to = format!("{BACKUP}{}", volume.last_backup.saturating_add(1));
-                steps.extend([Step::MoveData { to }, Step::SyncVolume]);
+                steps.extend([Step::TouchData, Step::MoveData { to }, Step::SyncVolume]);
             } else if volume.data {
                 steps.extend(discard_data());
             }
@@ -84,6 +89,11 @@ pub fn discard_data() -> [Step; 4] {
     [Step::MoveData { to: DISCARDED.to_owned() }, Step::SyncVolume, Step::DeleteDiscarded, Step::SyncVolume]
 }
 
+/// The steps of deleting old data.
+pub fn discard_backup(name: &str) -> [Step; 4] {
+    [Step::DiscardBackup(name.to_owned()), Step::SyncVolume, Step::DeleteDiscarded, Step::SyncVolume]
+}
+
 /// The rule on free space. If the leader's db is unknown, the member's own was about as large.
 fn keeps_old_data(config: &Config, volume: &Volume) -> bool {
     let database = config.leader_db_bytes.unwrap_or(volume.database_bytes);
@@ -96,6 +106,11 @@ pub fn perform(step: &Step, config: &Config) -> Result<(), Refusal> {
     let result = match step {
         Step::Note(note) => durable::replace(state, NOTE, note),
         Step::RemoveMark => remove_mark(state),
+        Step::TouchData => fs::File::open(volume.join(DATA)).and_then(|data| {
+            data.set_modified(SystemTime::now())?;
+            data.sync_all()
+        }),
+        Step::DiscardBackup(name) => fs::rename(volume.join(name), volume.join(DISCARDED)),
         Step::MoveData { to } => fs::rename(volume.join(DATA), volume.join(to)),
         Step::DeleteDiscarded => fs::remove_dir_all(volume.join(DISCARDED)),
         Step::SyncVolume => durable::sync_directory(volume),
@@ -111,6 +126,8 @@ impl Step {
         let volume = config.volume.display();
         match self {
             Self::Note(_) | Self::RemoveMark => format!("could not write to {}", config.state.display()),
+            Self::TouchData => format!("could not note the time on {volume}/{DATA}"),
+            Self::DiscardBackup(name) => format!("could not move {volume}/{name} to {DISCARDED}"),
             Self::MoveData { to } => format!("could not move {volume}/{DATA} to {to}"),
             Self::DeleteDiscarded => format!("could not delete {volume}/{DISCARDED}"),
             Self::SyncVolume => format!("could not sync {volume}"),

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
@@ -24,7 +24,7 @@ use crate::log;
 use crate::mark::{MARK, Mark};
 use crate::refusal::{Cause, Refusal};
 use crate::stamp::{Phase, Stamp};
-use crate::steps::{discard_data, perform, stamping};
+use crate::steps::{Step, discard_backup, discard_data, perform, stamping};
 use crate::tail::{Tail, TailError};
 use crate::volume;
 
@@ -33,6 +33,12 @@ const FIRST_LOOK: Duration = Duration::from_millis(50);
 
 /// How often to mark; the most that a mark lags behind.
 const MARK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Old data go only after etcd has run on the new ones for so long, or for as long as they are kept, if that is shorter.
+const PROVEN: Duration = Duration::from_mins(10);
+
+/// How often to look for old data afterwards.
+const PRUNE_INTERVAL: Duration = Duration::from_mins(10);
 
 /// etcd is killed this long before the kubelet would kill the guard with it, so that the end can be reported.
 const REPORT_TIME: Duration = Duration::from_secs(5);
@@ -196,6 +202,7 @@ impl<'a> Supervisor<'a> {
     /// Until etcd ends. Every way leads through `reap` at least every [`MARK_INTERVAL`].
     fn watch(&mut self, etcd: Pid) -> Status {
         let mut look_at = Instant::now() + self.look_interval();
+        let mut prune_at = self.config.keep_old_data.map(|kept| Instant::now() + kept.min(PROVEN));
         loop {
             if let Some(status) = reap(etcd) {
                 return status;
@@ -204,6 +211,10 @@ impl<'a> Supervisor<'a> {
             if now >= look_at {
                 self.look();
                 look_at = Instant::now() + self.look_interval();
+            }
+            if prune_at.is_some_and(|prune_at| now >= prune_at) {
+                self.prune();
+                prune_at = Some(Instant::now() + PRUNE_INTERVAL);
             }
             if self.refusal.is_some() || self.kill_at.is_some_and(|kill_at| now >= kill_at) {
                 send(etcd, Signal::KILL);
@@ -289,6 +300,25 @@ impl<'a> Supervisor<'a> {
         }
         if let Some(mark) = summary.as_ref().map(Mark::of) {
             self.raise_mark(mark);
+        }
+    }
+
+    /// Deletes old data whose time is over. What fails is tried again: it is no reason to stop a database.
+    fn prune(&self) {
+        let (Some(kept_for), true) = (self.config.keep_old_data, self.has_started()) else { return };
+        let volume = self.config.volume.as_path();
+        let steps = volume::is_discarding(volume).and_then(|discarding| {
+            let rest = if discarding { vec![Step::DeleteDiscarded, Step::SyncVolume] } else { Vec::new() };
+            let old = volume::old_backups(volume, kept_for, SystemTime::now())?;
+            Ok(rest.into_iter().chain(old.iter().flat_map(|name| discard_backup(name))).collect::<Vec<_>>())
+        });
+        match steps {
+            Err(error) => log::warn(&log::chain(&error)),
+            Ok(steps) if steps.is_empty() => (),
+            Ok(steps) => match steps.iter().try_for_each(|step| perform(step, self.config)) {
+                Err(refusal) => log::warn(&refusal.sentence),
+                Ok(()) => log::info("old data that were put aside are deleted: their time is over"),
+            },
         }
     }
 

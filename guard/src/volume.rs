@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -139,6 +140,25 @@ fn entries(directory: &Path) -> Result<Vec<String>, VolumeError> {
         entry.map(|entry| OsStr::to_string_lossy(&entry.file_name()).into_owned()).map_err(at(directory))
     };
     listing.take(MAX_ENTRIES).map(name).collect()
+}
+
+/// Names of old data that were put aside longer ago than that.
+pub fn old_backups(volume: &Path, kept_for: Duration, now: SystemTime) -> Result<Vec<String>, VolumeError> {
+    let mut old = Vec::new();
+    for name in entries(volume)?.into_iter().filter(|name| backup_number(name).is_some()) {
+        let path = volume.join(&name);
+        let aside = fs::metadata(&path).and_then(|metadata| metadata.modified()).map_err(at(&path))?;
+        if now.duration_since(aside).is_ok_and(|age| age >= kept_for) {
+            old.push(name);
+        }
+    }
+    Ok(old)
+}
+
+/// Whether a deletion was interrupted.
+pub fn is_discarding(volume: &Path) -> Result<bool, VolumeError> {
+    let path = volume.join(DISCARDED);
+    fs::exists(&path).map_err(at(&path))
 }
 
 fn has_entries(directory: &Path) -> Result<bool, VolumeError> {

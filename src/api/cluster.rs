@@ -194,6 +194,9 @@ pub struct EtcdClusterSpec {
     /// When the operator replaces a member by itself.
     #[serde(default)]
     pub repair: RepairSpec,
+    /// What happens when nodes are emptied.
+    #[serde(default)]
+    pub disruption: DisruptionSpec,
     /// Encryption and authentication of connections.
     #[serde(default)]
     pub tls: TlsSpec,
@@ -522,6 +525,26 @@ pub struct RepairSpec {
     #[serde(default = "default_max_per_hour")]
     #[schemars(range(min = 0, max = 100))]
     pub max_per_hour: i32,
+    /// How long what a replaced member left is kept, as a duration of at least 10s: its volume (the annotation
+    /// quorate.dev/delete-after says until when; remove it to keep the volume for good), or, where it began anew on its
+    /// volume, the folder bak-N there. A volume goes only while all members are healthy. Default: 24h. An edit
+    /// applies to the next replacement.
+    #[serde(default = "default_keep_old_data")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = rules::is_duration("repair.keepOldData"))]
+    pub keep_old_data: String,
+}
+
+/// What happens when nodes are emptied (kubectl drain, an upgrade of nodes).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq, Default)]
+pub struct DisruptionSpec {
+    /// false: the PodDisruptionBudget lets one member at a time be evicted, as long as the others have quorum; one
+    /// whose volume is bound to its node waits for that node. true: it lets nobody be evicted. Instead, a member
+    /// whose node is cordoned, or no longer fits spec.placement, is exchanged for one on another node, which votes
+    /// before the old one leaves; kubectl drain waits for that. It needs room for one member more. Default: false.
+    /// An edit takes effect at once.
+    #[serde(default)]
+    pub surge: bool,
 }
 
 /// Whether the operator repairs.
@@ -716,6 +739,9 @@ fn default_unhealthy_after() -> String {
 fn default_max_per_hour() -> i32 {
     3
 }
+fn default_keep_old_data() -> String {
+    "24h".into()
+}
 fn default_resources() -> ResourceRequirements {
     use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
     let requests = BTreeMap::from([
@@ -752,6 +778,7 @@ impl Default for RepairSpec {
             mode: RepairMode::default(),
             unhealthy_after: default_unhealthy_after(),
             max_per_hour: default_max_per_hour(),
+            keep_old_data: default_keep_old_data(),
         }
     }
 }

@@ -28,6 +28,8 @@ pub const REPLACES: &str = "quorate.dev/replaces";
 pub const SIZE: &str = "quorate.dev/size";
 /// Annotation on a volume: further labels that the node of its member must have, as JSON.
 pub const NODE_SELECTOR: &str = "quorate.dev/node-selector";
+/// Annotation on a volume: when it is deleted, since its member was replaced.
+pub const DELETE_AFTER: &str = "quorate.dev/delete-after";
 /// Label on an EtcdMemberReplacement: [`REPAIR`] where the operator made it.
 pub const CREATED_BY: &str = "quorate.dev/created-by";
 /// Value of [`CREATED_BY`].

@@ -219,7 +219,10 @@ fn an_operator_of_certain_namespaces_has_its_rights_only_there() {
     let beyond = &some["ClusterRole quorate-operator-quorate-system"]["rules"];
     assert_eq!(
         *beyond,
-        json!([{"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["get"]}])
+        json!([
+            {"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["get"]},
+            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
+        ])
     );
     assert!(!some.contains_key("ClusterRole quorate-operator"), "rights everywhere");
     for namespace in ["team-a", "team-b"] {

@@ -60,6 +60,7 @@ pub(crate) fn nothing() -> Observed {
         survey: BTreeMap::new(),
         hashes: None,
         requests: Vec::new(),
+        nodes: Ok(BTreeMap::new()),
         now: jiff::Timestamp::UNIX_EPOCH,
     }
 }
@@ -82,6 +83,7 @@ pub(crate) fn volume(name: &str, identity: Option<(ClusterId, MemberId)>) -> Vol
         replaces: None,
         own_size: false,
         node_selector: BTreeMap::new(),
+        delete_after: None,
     }
 }
 

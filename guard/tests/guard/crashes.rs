@@ -139,7 +139,12 @@ impl Node {
             }
             Happening::EtcdPublishesLog
             | Happening::Step(
-                Step::RemoveMark | Step::MoveData { .. } | Step::SyncVolume | Step::PublishStamp,
+                Step::RemoveMark
+                | Step::TouchData
+                | Step::MoveData { .. }
+                | Step::DiscardBackup(_)
+                | Step::SyncVolume
+                | Step::PublishStamp,
             ) => (),
         }
     }
@@ -296,10 +301,10 @@ fn no_stamp_is_published_before_what_it_tells_of_is_on_disk() {
         let mut unsynced = false;
         for step in &steps {
             match step {
-                Step::MoveData { .. } | Step::DeleteDiscarded => unsynced = true,
+                Step::MoveData { .. } | Step::DiscardBackup(_) | Step::DeleteDiscarded => unsynced = true,
                 Step::SyncVolume => unsynced = false,
                 Step::PublishStamp => assert!(!unsynced, "{name}: {steps:?}"),
-                Step::Note(_) | Step::RemoveMark | Step::DraftStamp(_) => (),
+                Step::Note(_) | Step::RemoveMark | Step::TouchData | Step::DraftStamp(_) => (),
             }
         }
         if let Some(last) = steps.last() {

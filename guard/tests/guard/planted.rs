@@ -40,6 +40,7 @@ pub(crate) fn config() -> Config {
         expect_stamp: false,
         high_water: None,
         leader_db_bytes: None,
+        keep_old_data: None,
         name: None,
         grace: Duration::from_secs(30),
         volume: PathBuf::new(),

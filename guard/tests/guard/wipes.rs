@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
@@ -87,6 +87,34 @@ fn a_removed_member_is_wiped_and_comes_back_as_a_new_one() {
     promote(&cluster, &pod);
     pod.wait_until_serving();
     assert_eq!(http::count(pod.client, 'a'), Ok(20));
+}
+
+#[test]
+fn old_data_go_when_their_time_is_over() {
+    let cluster = Cluster::new("3.6", 1);
+    let member = &cluster.members[0];
+    drop(member.serve().stop());
+    let new = id_by_token("other", member);
+    let pod = member.clone().in_new_pod().flag("initial-cluster-token", "other");
+    let pod = pod.variable("QUORATE_INCARNATION", 1).variable("QUORATE_MEMBER_ID", &new);
+    let pod = pod.variable("QUORATE_EXPECT_STAMP", true);
+    // What an earlier wipe left, and what looks like it but is none.
+    let old = member.volume.join("bak-7");
+    fs::create_dir(&old).unwrap();
+    let yesterday = SystemTime::now() - Duration::from_hours(24);
+    fs::File::open(&old).unwrap().set_modified(yesterday).unwrap();
+    let kept = member.volume.join("bak-of-a-person");
+    fs::create_dir(&kept).unwrap();
+    fs::File::open(&kept).unwrap().set_modified(yesterday).unwrap();
+
+    drop(pod.clone().variable("QUORATE_KEEP_OLD_DATA_SECONDS", 3600).serve().stop());
+    let aside = pod.volume.join("bak-8");
+    assert_eq!(backups(&pod), [old.clone(), aside.clone(), kept.clone()], "too early");
+    let guard = pod.variable("QUORATE_KEEP_OLD_DATA_SECONDS", 1).serve();
+    wait_until("old data are deleted", || !old.exists() && !aside.exists());
+    drop(guard.stop());
+    assert_eq!(backups(member), [kept]);
+    assert!(!member.volume.join("discarded").exists());
 }
 
 /// The ID that a member gets by a token, tried elsewhere.

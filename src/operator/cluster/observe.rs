@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{ApiResource, DynamicObject, ListParams};
@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::desired::Desired;
 use super::inspect::{certificates, inspect};
-use super::observed::{Intent, MemberPod, Observed, Record, Request, Volume};
+use super::observed::{Intent, MemberPod, NodeState, Nodes, Observed, Record, Request, Volume};
 use crate::api::EtcdMemberReplacement;
 use crate::api::cluster::EtcdClusterStatus;
 use crate::api::replacement::Phase;
@@ -22,7 +22,7 @@ use crate::etcd::MemberId;
 use crate::etcd::connect::Address;
 use crate::etcd::flags::CLIENT_PORT;
 use crate::etcd::hash::Hashes;
-use crate::etcd::survey::{Answer, Survey};
+use crate::etcd::survey::{Alarm, Answer, Survey};
 use crate::operator::context::{Context, Question, REQUEST_DEADLINE};
 use crate::operator::names;
 
@@ -47,6 +47,8 @@ pub enum ObserveError {
 
 /// What members hold is compared so often.
 const HASHES_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
+/// And so often while etcd says that it differs.
+const DOUBTED_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
 
 /// One look.
 pub async fn observe(
@@ -62,10 +64,11 @@ pub async fn observe(
         requests(context, &desired.namespace, &desired.name)
     )?;
     let requests: Vec<Request> = requests.iter().map(Request::of).collect();
-    let (mut credentials, (missing_storage_class, expandable_classes), missing_classes) = tokio::try_join!(
+    let (mut credentials, (missing_storage_class, expandable_classes), missing_classes, nodes) = tokio::try_join!(
         certificates(context, desired, &record, &volumes),
         classes(context, desired, &volumes),
-        missing_classes(context, &requests)
+        missing_classes(context, &requests),
+        nodes(context, desired, &pods)
     )?;
     let addresses = addresses(desired, &pods);
     let (inspection, survey) = tokio::join!(
@@ -87,6 +90,7 @@ pub async fn observe(
         addresses,
         survey,
         requests,
+        nodes,
         now: context.now(),
     };
     observed.hashes = hashes(context, desired, &observed).await;
@@ -113,7 +117,9 @@ async fn hashes(context: &Context, desired: &Desired, observed: &Observed) -> Op
         return known;
     }
     let wanted = observed.volumes.values().any(|volume| matches!(volume.intent, Some(Intent::Compare(_))));
-    let due = known.is_none() || context.is_due(&desired.uid, Question::Hashes, HASHES_PAUSE);
+    let doubted = observed.alarms().iter().any(|(_, alarm)| *alarm == Alarm::Corrupt);
+    let pause = if doubted { DOUBTED_PAUSE } else { HASHES_PAUSE };
+    let due = known.is_none() || context.is_due(&desired.uid, Question::Hashes, pause);
     if !wanted && !due {
         return known;
     }
@@ -180,6 +186,30 @@ async fn pods(context: &Context, desired: &Desired) -> Result<BTreeMap<String, M
         .filter(|pod| is_member_name(desired, *pod))
         .map(|pod| (pod.name_any(), MemberPod::of(pod, now)))
         .collect())
+}
+
+/// The nodes of the Pods. Whoever installed the operator may keep them from it: then nobody is moved off them.
+async fn nodes(
+    context: &Context,
+    desired: &Desired,
+    pods: &BTreeMap<String, MemberPod>,
+) -> Result<Nodes, ObserveError> {
+    let mut found = BTreeMap::new();
+    if !desired.spec.disruption.surge {
+        return Ok(Ok(found));
+    }
+    let api: Api<Node> = Api::all(context.client.clone());
+    let names: BTreeSet<&String> = pods.values().filter_map(|pod| pod.node.as_ref()).collect();
+    for name in names {
+        match read(&format!("Node {name}"), api.get_opt(name)).await {
+            Ok(node) => found.extend(node.map(|node| (name.clone(), NodeState::of(&node)))),
+            Err(ObserveError::Read { source: kube::Error::Api(status), .. }) if status.code == 403 => {
+                return Ok(Err(status.message.clone()));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Ok(found))
 }
 
 /// Volumes are found by name, not by label: one without our labels in a member's place must be seen too.

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    ContainerStateTerminated, ContainerStatus, Node, PersistentVolumeClaim, Pod, Taint,
+};
 use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::Value;
@@ -55,8 +57,36 @@ pub struct Observed {
     pub hashes: Option<Hashes>,
     /// EtcdMemberReplacements of this cluster, the oldest first.
     pub requests: Vec<Request>,
+    /// The nodes of its Pods, where `spec.disruption.surge` wants them to be looked at.
+    pub nodes: Nodes,
     /// When this look was taken.
     pub now: jiff::Timestamp,
+}
+
+/// Nodes by name, or why they cannot be read.
+pub type Nodes = Result<BTreeMap<String, NodeState>, String>;
+
+/// What of a node says whether a member may stay on it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NodeState {
+    /// Whether it takes no new Pods (`kubectl cordon`).
+    pub cordoned: bool,
+    /// Its taints.
+    pub taints: Vec<Taint>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl NodeState {
+    /// Reads a node.
+    pub fn of(node: &Node) -> Self {
+        let spec = node.spec.clone().unwrap_or_default();
+        Self {
+            cordoned: spec.unschedulable.unwrap_or_default(),
+            taints: spec.taints.unwrap_or_default(),
+            labels: node.labels().clone(),
+        }
+    }
 }
 
 /// An EtcdMemberReplacement.
@@ -139,6 +169,8 @@ pub struct Volume {
     pub own_size: bool,
     /// Further labels that its member's node must have.
     pub node_selector: BTreeMap<String, String>,
+    /// When it is deleted, since its member was replaced.
+    pub delete_after: Option<jiff::Timestamp>,
 }
 
 /// What is meant to become of a volume whose member makes way for another. It names the member's ID, so it means nothing
@@ -329,6 +361,7 @@ impl Volume {
             node_selector: annotation(names::NODE_SELECTOR)
                 .and_then(|text| serde_json::from_str(text).ok())
                 .unwrap_or_default(),
+            delete_after: annotation(names::DELETE_AFTER).and_then(|text| text.parse().ok()),
         }
     }
 }

@@ -34,7 +34,7 @@ pub(crate) struct Request {
 /// HTTP status and body.
 pub(crate) type Answer = (u16, Value);
 
-const KINDS: [(&str, &str, &str); 11] = [
+const KINDS: [(&str, &str, &str); 12] = [
     ("pods", "Pod", "v1"),
     ("persistentvolumeclaims", "PersistentVolumeClaim", "v1"),
     ("services", "Service", "v1"),
@@ -42,6 +42,7 @@ const KINDS: [(&str, &str, &str); 11] = [
     ("secrets", "Secret", "v1"),
     ("poddisruptionbudgets", "PodDisruptionBudget", "policy/v1"),
     ("storageclasses", "StorageClass", "storage.k8s.io/v1"),
+    ("nodes", "Node", "v1"),
     ("events", "Event", "events.k8s.io/v1"),
     ("etcdclusters", "EtcdCluster", "quorate.dev/v1alpha1"),
     ("etcdmemberreplacements", "EtcdMemberReplacement", "quorate.dev/v1alpha1"),

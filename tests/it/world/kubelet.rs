@@ -157,15 +157,13 @@ fn schedule(world: &mut World, name: &str, pod: &Value) {
     let impossible = pod["spec"]["nodeSelector"].as_object().is_some_and(|wanted| !wanted.is_empty());
     let tied = world.disks.get(&claim_uid).and_then(|disk| disk.node.clone());
     let load = |node: &String| world.api.all("Pod").filter(|pod| pod["spec"]["nodeName"] == **node).count();
-    let free = world
-        .nodes
-        .iter()
-        .filter(|(_, up)| **up)
-        .map(|(node, _)| node)
-        .min_by_key(|node| load(node))
-        .cloned();
+    let takes = |node: &str| {
+        let cordoned = world.api.get("Node", node).is_some_and(|node| node["spec"]["unschedulable"] == true);
+        world.nodes.get(node).copied().unwrap_or(false) && !cordoned
+    };
+    let free = world.nodes.keys().filter(|node| takes(node)).min_by_key(|node| load(node)).cloned();
     let chosen = match tied {
-        Some(node) => world.nodes.get(&node).copied().unwrap_or(false).then_some(node),
+        Some(node) => takes(&node).then_some(node),
         None => free,
     };
     let Some(node) = chosen.filter(|_| !impossible) else { return };

@@ -94,6 +94,13 @@ impl World {
         let class = json!({"provisioner": "world", "allowVolumeExpansion": true});
         let now = world.clock();
         world.api.create(("StorageClass", String::new(), "standard".to_owned()), class, &now);
+        for name in world.nodes.keys() {
+            world.api.create(
+                ("Node", String::new(), name.clone()),
+                json!({"metadata": {}, "spec": {}}),
+                &now,
+            );
+        }
         world
     }
 

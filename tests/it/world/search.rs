@@ -64,10 +64,11 @@ fn any_act(random: &mut StdRng, version: &'static str) -> Act {
     }
 }
 
-/// What happens to a volume, or is asked for about a member.
+/// What happens to a volume, or is asked for about a member or a node.
 fn any_harm(random: &mut StdRng) -> Act {
     let member = format!("main-{}", random.random_range(0..5));
-    match random.random_range(0..17) {
+    let node = format!("n{}", random.random_range(1..5));
+    match random.random_range(0..20) {
         0 => Act::Wipe(member),
         1 => Act::LoseData(member),
         2 => Act::Damage(member),
@@ -76,6 +77,9 @@ fn any_harm(random: &mut StdRng) -> Act {
         7 => Act::DeleteVolume(member),
         8 => Act::TakeBack,
         9 => Act::Forge(member),
+        10 => Act::Cordon(node, true),
+        11 => Act::Cordon(node, random.random_bool(0.5)),
+        12 => Act::Surge(random.random_bool(0.8)),
         _ => Act::Replace(member, STRATEGIES.choose(random).unwrap(), VOLUMES.choose(random).unwrap()),
     }
 }

@@ -56,6 +56,12 @@ pub(crate) enum Act {
     Evict(String),
     NodeDies(String),
     NodeReturns(String),
+    /// A node takes no new Pods, or takes them again.
+    Cordon(String, bool),
+    /// Whether the operator moves members off such nodes.
+    Surge(bool),
+    /// So many rounds of a pass and a second, with all faults as they are.
+    Work(u64),
     /// `rm -rf` on a member's volume.
     Wipe(String),
     /// The same, but for what is not etcd's.
@@ -128,6 +134,9 @@ impl fmt::Display for Act {
             Self::Evict(member) => write!(formatter, "evict {member}"),
             Self::NodeDies(node) => write!(formatter, "node-dies {node}"),
             Self::NodeReturns(node) => write!(formatter, "node-returns {node}"),
+            Self::Cordon(node, on) => write!(formatter, "{} {node}", if *on { "cordon" } else { "uncordon" }),
+            Self::Surge(on) => formatter.write_str(if *on { "surge" } else { "no-surge" }),
+            Self::Work(rounds) => write!(formatter, "work {rounds}"),
             Self::Cut(from, to) => write!(formatter, "cut {from} {to}"),
             Self::Heal(from, to) => write!(formatter, "heal {from} {to}"),
             Self::Blind(member) => write!(formatter, "blind {member}"),
@@ -189,6 +198,11 @@ impl Act {
             "evict" => Self::Evict(own(1)?),
             "node-dies" => Self::NodeDies(own(1)?),
             "node-returns" => Self::NodeReturns(own(1)?),
+            "cordon" => Self::Cordon(own(1)?, true),
+            "uncordon" => Self::Cordon(own(1)?, false),
+            "surge" => Self::Surge(true),
+            "no-surge" => Self::Surge(false),
+            "work" => Self::Work(number(1)? as u64),
             "cut" => Self::Cut(own(1)?, own(2)?),
             "heal" => Self::Heal(own(1)?, own(2)?),
             "blind" => Self::Blind(own(1)?),
@@ -276,6 +290,13 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
     }
     if *act == Act::Settle {
         return settle(world, operators).await;
+    }
+    if let Act::Work(rounds) = act {
+        for _ in 0..*rounds {
+            operators[0].passes(None).await;
+            kubelet::wait(&mut lock(world), 1000);
+        }
+        return;
     }
     let world = &mut *lock(world);
     let now = world.clock();
@@ -375,14 +396,21 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
         }
         Act::NodeDies(node) => node_dies(world, node),
         Act::NodeReturns(node) => drop(world.nodes.insert(node.clone(), true)),
+        Act::Cordon(node, on) => cordon(world, node, *on),
+        Act::Surge(on) => spec(world, "disruption", json!({"surge": on})),
         Act::Cut(from, to) => cut(world, from, to, true),
         Act::Heal(from, to) => cut(world, from, to, false),
         Act::Blind(member) => drop(world.unreachable.insert(member.clone())),
         Act::See(member) => drop(world.unreachable.remove(member)),
         Act::Expect(what, value) => expect(world, what, value),
-        Act::Pass(..) | Act::GoOn(_) | Act::KillOperator(_) | Act::Settle => {}
+        Act::Pass(..) | Act::GoOn(_) | Act::KillOperator(_) | Act::Work(_) | Act::Settle => {}
     }
     invariants::note_silence(world);
+}
+
+fn cordon(world: &mut World, node: &str, on: bool) {
+    let key = ("Node", String::new(), node.to_owned());
+    world.api.change(&key, |node| node["spec"]["unschedulable"] = on.into());
 }
 
 fn node_dies(world: &mut World, node: &str) {
@@ -520,6 +548,10 @@ async fn settle(shared: &Shared, operators: &mut [Operator; 2]) {
 fn cure(world: &mut World) {
     for up in world.nodes.values_mut() {
         *up = true;
+    }
+    let nodes: Vec<String> = world.nodes.keys().cloned().collect();
+    for node in nodes {
+        cordon(world, &node, false);
     }
     world.unreachable.clear();
     let processes: Vec<String> = world.etcd.running().map(str::to_owned).collect();

@@ -65,7 +65,8 @@ fn disruption_budget(desired: &Desired, voters: usize, serving: &[&str]) -> Valu
         "kind": "PodDisruptionBudget",
         "metadata": metadata,
         "spec": {
-            "minAvailable": quorum(voters),
+            // With surge nobody is evicted: the operator moves members itself.
+            "minAvailable": if desired.spec.disruption.surge { voters } else { quorum(voters) },
             "selector": {"matchLabels": {names::CLUSTER: desired.name, names::ROLE: names::VOTER}},
             // A Pod that serves nobody protects nobody: it may be evicted.
             "unhealthyPodEvictionPolicy": "IfHealthyBudget",

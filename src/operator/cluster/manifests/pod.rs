@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::super::desired::Desired;
 use super::{labels, owner};
 use crate::api::cluster::{PodTemplateSpec, PullPolicy, Spread, TlsSecrets};
+use crate::api::duration::parse_duration;
 use crate::etcd::flags::{CLIENT_PORT, Flags, InitialState, METRICS_PORT, PEER_PORT, TLS_DIR};
 use crate::etcd::{ClusterId, MemberId};
 use crate::operator::names;
@@ -40,6 +41,8 @@ pub struct Member<'a> {
     pub checked: bool,
     /// Labels that its node must have beside those of the spec.
     pub node_selector: &'a BTreeMap<String, String>,
+    /// Size of the largest voter's database, where old data may have to make room for a copy of it.
+    pub database_bytes: Option<i64>,
 }
 
 /// The hash of all that the spec makes of a Pod. It says whether a Pod is up to date, so what differs between
@@ -56,6 +59,7 @@ pub fn template_hash(desired: &Desired) -> String {
         high_water: None,
         checked: true,
         node_selector: &BTreeMap::new(),
+        database_bytes: None,
     };
     let hash = Sha256::digest(spec(desired, &everywhere).to_string());
     hash.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
@@ -248,6 +252,14 @@ fn environment(desired: &Desired, member: &Member) -> Vec<Value> {
     }
     if let Some((term, index)) = member.high_water {
         environment.push(variable("QUORATE_HIGH_WATER", format!("{term}:{index}")));
+    }
+    // What a member that began anew has put aside.
+    if let (true, Ok(kept_for)) = (member.incarnation > 0, parse_duration(&desired.spec.repair.keep_old_data))
+    {
+        environment.push(variable("QUORATE_KEEP_OLD_DATA_SECONDS", kept_for.as_secs().to_string()));
+    }
+    if let Some(bytes) = member.database_bytes {
+        environment.push(variable("QUORATE_LEADER_DB_BYTES", bytes.to_string()));
     }
     if let Some(adopt) = &desired.adopt {
         environment.push(variable("QUORATE_ADOPT_UID", adopt.clone()));

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::super::desired::Desired;
@@ -78,6 +79,8 @@ pub struct Known {
     pub incarnation: u32,
     /// What is meant to become of it.
     pub intent: Option<Intent>,
+    /// When it is deleted.
+    pub delete_after: Option<Timestamp>,
 }
 
 impl Known {
@@ -90,6 +93,7 @@ impl Known {
             size: volume.requested.clone(),
             incarnation: volume.incarnation,
             intent: volume.intent,
+            delete_after: volume.delete_after,
         }
     }
 }
@@ -110,6 +114,9 @@ pub fn record(desired: &Desired, member: &str, volume: &Volume, known: &Known) -
     }
     if let Some(intent) = known.intent {
         annotations.insert(names::INTENT, intent.to_string());
+    }
+    if let Some(at) = known.delete_after {
+        annotations.insert(names::DELETE_AFTER, at.to_string());
     }
     let mut metadata = json!({
         "name": member,

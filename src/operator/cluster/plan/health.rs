@@ -137,7 +137,7 @@ fn alarms(observed: &Observed) -> Vec<Finding> {
             Alarm::Corrupt => Finding::stalled(
                 Reason::CorruptAlarm,
                 Some(&member),
-                format!("{member} raised CORRUPT: its data differ from the others'. Nothing is changed. Compare the members' hashes (kubectl quorate ctl) before you trust any of them."),
+                format!("{member} raised CORRUPT: its data differ from the others', and etcd refuses all writes. Quorate compares what all voters hold (HashKV at one revision): if a strict majority holds the same, whoever differs is removed and joins anew, and the alarm is disarmed; else nothing is changed."),
             ),
         })
         .collect()

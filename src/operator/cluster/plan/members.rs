@@ -98,6 +98,12 @@ impl Look<'_> {
         Some(known && votes && is_compared && !self.leaves(name))
     }
 
+    /// Size of the largest voter's database.
+    fn database_bytes(&self) -> Option<i64> {
+        let voters = &self.roster.as_ref()?.voters;
+        voters.iter().filter_map(|seat| Some(seat.answer?.db_size_bytes)).max()
+    }
+
     /// Whether it is about to leave the cluster.
     fn leaves(&self, name: &str) -> bool {
         let leaves =
@@ -208,7 +214,8 @@ fn record(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
         && volume.requested == size;
     if !unchanged {
         let incarnation = volume.incarnation;
-        let known = volumes::Known { identity, started, state, size, incarnation, intent };
+        let delete_after = None;
+        let known = volumes::Known { identity, started, state, size, incarnation, intent, delete_after };
         let manifest = volumes::record(desired, name, volume, &known);
         plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
     }
@@ -281,6 +288,7 @@ fn create(look: &Look, name: &str, volume: &Volume, plan: &mut Plan) {
             high_water: observed.record.high_water.get(name).copied().filter(|_| volume.started),
             checked: !matches!(volume.intent, Some(Intent::Compare(_))),
             node_selector: &volume.node_selector,
+            database_bytes: look.database_bytes().filter(|_| volume.incarnation > 0),
         },
     );
     plan.ensure.push(Ensure::Create { kind: "Pod", manifest });

@@ -136,6 +136,10 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         change(&roster, plan, vec![Call::Remove(learner.id)], why);
         return;
     }
+    if let Some((call, why)) = outlived_alarm(&roster, observed) {
+        change(&roster, plan, vec![call], why);
+        return;
+    }
     if let Some(seat) = makes_way(desired, observed, &roster) {
         let why = format!("{} makes way for another member", seat.name);
         waiting(plan, Reason::Replacing, format!("{why}: it leaves next."));
@@ -145,7 +149,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     match roster.voters.len().cmp(&wanted(desired, observed, &roster)) {
         std::cmp::Ordering::Less => grow(desired, observed, &roster, &joiners, plan),
         std::cmp::Ordering::Greater => shrink(desired, observed, &roster, plan),
-        std::cmp::Ordering::Equal => forget_alarms(&roster, observed, plan),
+        std::cmp::Ordering::Equal => {}
     }
 }
 
@@ -449,20 +453,16 @@ fn labels_are_off(desired: &Desired, observed: &Observed, roster: &Roster, leavi
 }
 
 /// Alarms outlive their member. NOSPACE of one that has left is disarmed, and CORRUPT when all who are left are known to
-/// hold the same.
-fn forget_alarms(roster: &Roster, observed: &Observed, plan: &mut Plan) {
-    let quorum = observed.known_answers().find_map(|(_, answer)| answer.quorum.as_ref());
-    let orphan = quorum.and_then(|quorum| {
-        quorum.alarms.iter().find(|(id, alarm)| {
-            let harmless = match alarm {
-                Alarm::NoSpace => true,
-                Alarm::Corrupt => observed.hashes.as_ref().map(compare) == Some(Comparison::Equal),
-            };
-            harmless && id.0 != 0 && !roster.lists(*id)
-        })
-    });
-    if let Some((id, alarm)) = orphan {
-        let why = format!("the alarm of {id}, which is no member any more, is disarmed");
-        change(roster, plan, vec![Call::Disarm(*id, *alarm)], why);
-    }
+/// hold the same: writes are refused until then, so it waits for nobody who joins.
+fn outlived_alarm(roster: &Roster, observed: &Observed) -> Option<(Call, String)> {
+    let quorum = observed.known_answers().find_map(|(_, answer)| answer.quorum.as_ref())?;
+    let equal = observed.hashes.as_ref().map(compare) == Some(Comparison::Equal);
+    let (id, alarm) = quorum.alarms.iter().find(|(id, alarm)| {
+        let harmless = match alarm {
+            Alarm::NoSpace => true,
+            Alarm::Corrupt => equal,
+        };
+        harmless && id.0 != 0 && !roster.lists(*id)
+    })?;
+    Some((Call::Disarm(*id, *alarm), format!("the alarm of {id}, which is no member any more, is disarmed")))
 }

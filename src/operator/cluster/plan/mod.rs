@@ -14,7 +14,7 @@
 //! 8. [`membership`]: who joins, who leaves; its states and invariants stand there
 //! 9. [`restart`]: members that must start anew to trust the right authorities
 //! 10. [`health`]: what is left to tell
-//! 11. [`repair`]: which member the operator replaces by itself
+//! 11. [`repair`]: which member the operator replaces by itself; [`surge`]: because of its node
 //!
 //! One [`Step`] at most comes out of it, the first that a rule asks for.
 
@@ -29,6 +29,7 @@ pub(super) mod replacement;
 mod restart;
 mod retire;
 pub(super) mod roster;
+mod surge;
 mod surroundings;
 
 use jiff::SignedDuration;
@@ -214,6 +215,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Plan {
     membership::rule(desired, observed, &mut plan);
     restart::rule(desired, observed, &mut plan);
     health::rule(desired, observed, &mut plan);
+    surge::rule(observed, &mut plan);
     repair::rule(desired, observed, &mut plan);
     plan.findings.sort_by_key(|finding| !finding.stalled);
     plan

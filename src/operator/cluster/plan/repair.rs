@@ -6,7 +6,8 @@
 //! - A member that is merely down is replaced after `spec.repair.unhealthyAfter`, with a new volume, if the kubelet
 //!   calls it down too, all other voters are healthy, and `maxPerHour` allows. Slowness, want of memory, a full disk,
 //!   a spec that cannot run and a path that only the operator lacks are no reasons.
-//! - A volume that is being deleted under a healthy member is exchanged, the new member first.
+//! - A healthy member whose volume is being deleted, or whose node is being emptied ([`surge`]), is exchanged, the new
+//!   member first.
 //! - Two members with bad data at once have a common cause that a machine does not know: a person decides.
 //! - Never without a quorum of healthy voters beside the member; one at a time. A request that is not over counts.
 
@@ -17,7 +18,7 @@ use super::super::desired::Desired;
 use super::super::manifests::{labels, owner};
 use super::super::observed::{GuardReport, Observed, Request};
 use super::roster::{Roster, Seat};
-use super::{Ensure, Finding, Plan, duration_or, is_ours, is_usable};
+use super::{Ensure, Finding, Plan, duration_or, is_ours, is_usable, surge};
 use crate::api::cluster::RepairMode;
 use crate::api::reason::Reason;
 use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
@@ -197,11 +198,9 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
     }
     if seat.healthy {
         let goes = volume.is_some_and(|volume| volume.deleting);
-        return if goes {
-            of(add, ReplacementVolume::New, true, format!("its volume {name} is being deleted"))
-        } else {
-            None
-        };
+        let why = goes.then(|| format!("its volume {name} is being deleted"));
+        let why = why.or_else(|| surge::must_move(desired, observed, seat))?;
+        return of(add, ReplacementVolume::New, true, why);
     }
     // While its Pod runs it may still answer again.
     let stopped = seat.pod.is_none_or(|pod| !pod.running);
