@@ -211,6 +211,9 @@ fn an_empty_spec_becomes_the_documented_defaults() {
             "mode": "Periodic",
             "retention": "1h"
           },
+          "disruption": {
+            "surge": false
+          },
           "logLevel": "Info",
           "paused": false,
           "placement": {
@@ -219,6 +222,7 @@ fn an_empty_spec_becomes_the_documented_defaults() {
           "progressDeadline": "15m",
           "quotaBackend": "2Gi",
           "repair": {
+            "keepOldData": "24h",
             "maxPerHour": 3,
             "mode": "Auto",
             "unhealthyAfter": "10m"
