@@ -92,16 +92,17 @@ async fn ask_for(client: &mut Client, call: Call) -> Result<(), Error> {
         Call::Promote(id) => client.member_promote(id.0).await.map(drop),
         Call::Remove(id) => client.cluster_client().member_remove(id.0).await.map(drop),
         Call::MoveLeader(id) => client.move_leader(id.0).await.map(drop),
-        Call::Disarm(id, alarm) => {
-            let alarm = match alarm {
-                Alarm::NoSpace => AlarmType::Nospace,
-                Alarm::Corrupt => AlarmType::Corrupt,
-            };
-            let mut options = etcd_client::AlarmOptions::new();
-            options.with_member(id.0);
-            client.alarm(AlarmAction::Deactivate, alarm, Some(options)).await.map(drop)
-        }
+        Call::Disarm(id, Alarm::NoSpace) => disarm(client, id, AlarmType::Nospace).await,
+        Call::Disarm(id, Alarm::Corrupt) => disarm(client, id, AlarmType::Corrupt).await,
+        // etcd puts this question through its log.
+        Call::Nudge => client.alarm(AlarmAction::Get, AlarmType::None, None).await.map(drop),
     }
+}
+
+async fn disarm(client: &mut Client, member: MemberId, alarm: AlarmType) -> Result<(), Error> {
+    let mut options = etcd_client::AlarmOptions::new();
+    options.with_member(member.0);
+    client.alarm(AlarmAction::Deactivate, alarm, Some(options)).await.map(drop)
 }
 
 fn sorted(error: &Error) -> ChangeError {

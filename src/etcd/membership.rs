@@ -25,6 +25,10 @@ pub enum Call {
     MoveLeader(MemberId),
     /// Disarms an alarm of a member.
     Disarm(MemberId, Alarm),
+    /// Commits an entry that changes nothing. A learner whose data came as a snapshot counts as far behind until it
+    /// applies one more entry, and then only publishes itself and serves: where nobody writes, never
+    /// (`processInternalRaftRequestOnce` in server/etcdserver/v3_server.go; seen on 3.6.16).
+    Nudge,
 }
 
 /// The member list after a linearizable read, and whom the member that was asked follows.
@@ -115,6 +119,7 @@ impl std::fmt::Display for Call {
             Self::Remove(id) => write!(formatter, "remove {id}"),
             Self::MoveLeader(id) => write!(formatter, "move leadership to {id}"),
             Self::Disarm(id, _) => write!(formatter, "disarm the alarm of {id}"),
+            Self::Nudge => formatter.write_str("commit an entry that changes nothing"),
         }
     }
 }

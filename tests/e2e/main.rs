@@ -23,6 +23,7 @@ mod guard;
 mod heal;
 mod install;
 mod many;
+mod nodes;
 mod quiet;
 mod readme;
 mod recovery;

@@ -37,7 +37,7 @@ async fn refusal(story: &Story, spec: Value) -> String {
 }
 
 /// The lowest number of failures that the cluster could bear, by etcd's own list, until told to stop.
-async fn lowest_margin(story: &Story, stop: &std::sync::atomic::AtomicBool) -> usize {
+pub(crate) async fn lowest_margin(story: &Story, stop: &std::sync::atomic::AtomicBool) -> usize {
     let identity = story.identity().await;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
     let (mut lowest, mut last) = (usize::MAX, usize::MAX);
@@ -133,6 +133,34 @@ async fn what_cannot_be_is_refused_with_the_arithmetic_and_nothing_is_touched() 
         let said =
             api.patch("quorum", &kube::api::PatchParams::default(), &patch).await.unwrap_err().to_string();
         assert!(said.contains("cannot change"), "{said}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_the_repairs_that_are_over_the_newest_ten_are_kept() {
+    story("ten", async |story| {
+        story.create(json!({"replicas": 1})).await;
+        story.healthy().await;
+        let labels = json!({"quorate.dev/created-by": "repair"});
+        for number in 0..12 {
+            let metadata = json!({"name": format!("old-{number:02}"), "labels": labels});
+            let spec = json!({"clusterRef": {"name": "main"}, "member": "main-9"});
+            let (version, kind) = ("quorate.dev/v1alpha1", "EtcdMemberReplacement");
+            let object = json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec});
+            let object: EtcdMemberReplacement = serde_json::from_value(object).unwrap();
+            story.api().create(&PostParams::default(), &object).await.unwrap();
+        }
+        let kept = async || {
+            let all = story.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;
+            let over = all
+                .iter()
+                .all(|one| one.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Rejected)));
+            (over && all.len() <= 10).then_some(all)
+        };
+        let kept = eventually("the oldest are gone", kept).await;
+        let names: Vec<String> = kept.iter().map(ResourceExt::name_any).collect();
+        assert!(names.len() == 10 && names.iter().all(|name| *name >= *"old-02"), "{names:?}");
     })
     .await;
 }

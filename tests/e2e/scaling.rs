@@ -81,7 +81,7 @@ async fn kill_operators(story: &Story, stop: &AtomicBool) -> usize {
 }
 
 /// Looks at the member list all the time: (most learners at once, longest time with an even number of voters).
-async fn watch(story: &Story, stop: &AtomicBool) -> (usize, Duration) {
+pub(crate) async fn watch(story: &Story, stop: &AtomicBool) -> (usize, Duration) {
     let identity = story.identity().await;
     let (mut learners, mut longest, mut even) = (0, Duration::ZERO, None::<Instant>);
     let mut tick = tokio::time::interval(Duration::from_millis(50));

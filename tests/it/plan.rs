@@ -708,6 +708,7 @@ fn one_call(
                 })
         }
         Call::MoveLeader(id) => when(!healthy.contains(id), "makes a silent member lead"),
+        Call::Nudge => None,
         Call::Disarm(id, _) => {
             when(members.iter().any(|member| member.id == *id), "disarms a member's alarm")
         }

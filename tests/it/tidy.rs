@@ -212,7 +212,7 @@ fn check_quorate(words: &[&str]) -> Result<(), String> {
 }
 
 fn check_kubectl(words: &[&str]) -> Result<(), String> {
-    const KNOWN: [&str; 17] = [
+    const KNOWN: [&str; 18] = [
         "annotate",
         "apply",
         "create",
@@ -226,6 +226,7 @@ fn check_kubectl(words: &[&str]) -> Result<(), String> {
         "logs",
         "patch",
         "port-forward",
+        "drain",
         "rollout",
         "run",
         "scale",

@@ -18,7 +18,7 @@ use crate::api::GROUP;
 use crate::api::reason::Reason;
 use crate::etcd::MemberId;
 use crate::etcd::authorize;
-use crate::etcd::membership::{ChangeError, Roll};
+use crate::etcd::membership::{Call, ChangeError, Roll};
 use crate::etcd::survey::{Answer, ListedMember, Silence, chain};
 use crate::operator::context::{Context, NoAuthority, REQUEST_DEADLINE};
 use crate::operator::names;
@@ -228,9 +228,9 @@ async fn make(
             applied.refused = Some(refused(&error));
             break;
         }
-        applied.changed = true;
+        applied.changed |= *call != Call::Nudge;
     }
-    if applied.refused.is_none() {
+    if applied.refused.is_none() && applied.changed {
         applied.notes.push((Reason::MembershipChanged, change.why.clone()));
     }
     Ok(())

@@ -215,6 +215,8 @@ pub struct MemberPod {
     pub node: Option<String>,
     /// Whether it is being deleted.
     pub deleting: bool,
+    /// When its kubelet should have ended it, while it is being deleted.
+    pub ends_by: Option<jiff::Timestamp>,
     /// Whether the kubelet calls it ready.
     pub ready: bool,
     /// Hash of the template that it was made from.
@@ -452,6 +454,7 @@ impl MemberPod {
             ip: status.pod_ip.clone(),
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             deleting: pod.metadata.deletion_timestamp.is_some(),
+            ends_by: pod.metadata.deletion_timestamp.as_ref().map(|at| at.0),
             ready: condition("Ready").is_some_and(|condition| condition.status == "True"),
             template: pod.annotations().get(names::TEMPLATE).cloned(),
             created: pod.creation_timestamp().map(|at| at.0),

@@ -14,7 +14,7 @@ use super::apply::{ApplyError, apply, tell, write};
 use super::credentials::LeafState;
 use super::desired::Desired;
 use super::observe::{ObserveError, observe, requests};
-use super::observed::{Observed, Request};
+use super::observed::{MemberPod, Observed, Request};
 use super::plan::replacement::without_cluster;
 use super::plan::{Finding, Plan, Told};
 use super::status;
@@ -32,6 +32,10 @@ const PASSES: usize = 12;
 const QUIET: Duration = Duration::from_secs(5);
 /// And this often while something is not.
 const BUSY: Duration = Duration::from_secs(1);
+/// And this often while one of a cluster that has formed starts: nothing else tells when it answers.
+const SOON: Duration = Duration::from_millis(250);
+/// After this it does more than start.
+const STARTING: jiff::SignedDuration = jiff::SignedDuration::from_secs(15);
 /// First and longest pause after an error.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -167,8 +171,18 @@ async fn pass(
     Ok(Pass::Done(if desired.deleting {
         Action::await_change()
     } else {
-        Action::requeue(if quiet { QUIET } else { BUSY })
+        Action::requeue(if quiet { QUIET } else { pause(&observed) })
     }))
+}
+
+/// Until the next look while something is not well.
+fn pause(observed: &Observed) -> Duration {
+    let starts = |(name, pod): (&String, &MemberPod)| {
+        let since = pod.running_since.filter(|since| observed.now.duration_since(*since) < STARTING);
+        since.is_some() && !observed.survey.get(name).is_some_and(Result::is_ok)
+    };
+    let formed = observed.record.cluster_id.is_some();
+    if formed && observed.pods.iter().any(starts) { SOON } else { BUSY }
 }
 
 /// Requests about a cluster that does not exist: told so, since nobody else will.

@@ -1,5 +1,6 @@
-//! Who wrote what, read from the apiserver's audit log. Reads are not in it.
+//! Who wrote what, read from the apiserver's audit log; of the operator, what it read, too.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
@@ -38,8 +39,9 @@ struct User {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default)]
+#[serde(default, rename_all = "camelCase")]
 struct Object {
+    api_group: String,
     resource: String,
     subresource: String,
     namespace: String,
@@ -52,8 +54,28 @@ struct Answer {
     code: u16,
 }
 
-/// Prints a line for each write: time, verb, resource, namespace/name, the answer's code, user.
+/// What changes something.
+const WRITES: [&str; 5] = ["create", "update", "patch", "delete", "deletecollection"];
+
+/// A use of a right: API group, resource with its subresource, verb.
+pub(crate) type Use = (String, String, String);
+
+/// A line for each write: time, verb, resource, namespace/name, the answer's code, user.
 pub(crate) fn lines(cluster: &Cluster, options: &Options) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    each(cluster, |line| found.extend(told(line, options)))?;
+    Ok(found)
+}
+
+/// Every right that a user has used, if only once, and was not refused.
+pub(crate) fn used(cluster: &Cluster, user: &str) -> Result<BTreeSet<Use>> {
+    let mut found = BTreeSet::new();
+    each(cluster, |line| found.extend(right(line, user)))?;
+    Ok(found)
+}
+
+/// Hands over every line of the log, in the order of time.
+fn each(cluster: &Cluster, mut take: impl FnMut(&str)) -> Result<()> {
     let folder = cluster.path("log");
     let entries =
         fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?.flatten();
@@ -64,12 +86,19 @@ pub(crate) fn lines(cluster: &Cluster, options: &Options) -> Result<Vec<String>>
     };
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_log).collect();
     files.sort();
-    let mut found = Vec::new();
     for file in files {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        found.extend(text.lines().filter_map(|line| told(line, options)));
+        text.lines().for_each(&mut take);
     }
-    Ok(found)
+    Ok(())
+}
+
+fn right(line: &str, user: &str) -> Option<Use> {
+    let entry: Entry = serde_json::from_str(line).ok()?;
+    let Object { api_group, resource, subresource, .. } = entry.object_ref;
+    let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
+    let refused = entry.response_status.code == 403;
+    (entry.user.username == user && !refused).then_some((api_group, resource, entry.verb))
 }
 
 /// The last line may be half written: it is skipped.
@@ -77,10 +106,10 @@ fn told(line: &str, options: &Options) -> Option<String> {
     let Entry { request_received_timestamp: time, verb, user, object_ref, response_status } =
         serde_json::from_str(line).ok()?;
     let wanted = options.user.as_ref().is_none_or(|user_wanted| *user_wanted == user.username);
-    if !wanted || time.as_str() < options.since.as_str() {
+    if !wanted || !WRITES.contains(&verb.as_str()) || time.as_str() < options.since.as_str() {
         return None;
     }
-    let Object { resource, subresource, namespace, name } = object_ref;
+    let Object { resource, subresource, namespace, name, .. } = object_ref;
     let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
     Some(format!("{time} {verb} {resource} {namespace}/{name} {} {}", response_status.code, user.username))
 }
@@ -100,6 +129,12 @@ mod tests {
         assert_eq!(of("operator", "2026-11-21T12:00:00.0").as_deref(), Some(said));
         assert_eq!(of("operator", "2026-11-21T12:00:01"), None);
         assert_eq!(of("somebody", ""), None);
+        let group = line.replace("etcdclusters\"", "etcdclusters\",\"apiGroup\":\"quorate.dev\"");
+        let right_used = ("quorate.dev".to_owned(), "etcdclusters/status".to_owned(), "patch".to_owned());
+        assert_eq!(right(&group, "operator"), Some(right_used));
+        assert_eq!(right(&group.replace("200", "403"), "operator"), None);
+        let read = line.replace("\"patch\"", "\"get\"");
+        assert_eq!(told(&read, &Options { user: None, since: String::new() }), None);
         assert_eq!(told(line.get(..100).unwrap(), &Options { user: None, since: String::new() }), None);
     }
 }

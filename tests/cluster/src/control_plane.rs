@@ -75,7 +75,8 @@ pub(crate) fn apiserver(cluster: &Cluster, programs: &Path) -> Result<()> {
         ("kubelet-client-key", pki("admin.key")),
         ("kubelet-preferred-address-types", "InternalIP".to_owned()),
         ("authorization-mode", "Node,RBAC".to_owned()),
-        ("enable-admission-plugins", "NodeRestriction".to_owned()),
+        // The second one as on OpenShift: it asks for rights that nothing else asks for.
+        ("enable-admission-plugins", "NodeRestriction,OwnerReferencesPermissionEnforcement".to_owned()),
         ("allow-privileged", "true".to_owned()),
         ("audit-policy-file", policy.display().to_string()),
         ("audit-log-path", cluster.path("log/audit.log").display().to_string()),
@@ -95,7 +96,7 @@ pub(crate) fn stop_apiserver(cluster: &Cluster) -> Result<()> {
     kill(|| find(&cluster.name, "kube-apiserver"))
 }
 
-/// Who wrote what, without contents.
+/// Who wrote what, and what the operator read, without contents.
 const AUDIT_POLICY: &str = "\
 apiVersion: audit.k8s.io/v1
 kind: Policy
@@ -103,6 +104,8 @@ omitStages: [RequestReceived]
 rules:
   - level: Metadata
     verbs: [create, update, patch, delete, deletecollection]
+  - level: Metadata
+    users: [\"system:serviceaccount:quorate-system:quorate-operator\"]
   - level: None
 ";
 

@@ -27,6 +27,7 @@ mod network;
 mod node;
 mod process;
 mod programs;
+mod rights;
 mod setup;
 mod state;
 mod storage;
@@ -130,6 +131,8 @@ enum Command {
         #[command(flatten)]
         options: audit::Options,
     },
+    /// Tell which of its rights the operator has never used.
+    Rights(Name),
     /// Show Quorate on a cluster of its own.
     Demo(demo::Options),
     /// Run every check.
@@ -184,6 +187,13 @@ fn run(command: Command) -> Result<()> {
         Command::Audit { name, options } => {
             for line in audit::lines(&existing(&name)?, &options)? {
                 println!("{line}");
+            }
+        }
+        Command::Rights(name) => {
+            let (given, unused) = rights::unused(&existing(&name)?, &programs::ensure()?)?;
+            println!("{given} rights, {} of them never used", unused.len());
+            for right in unused {
+                println!("{right}");
             }
         }
         Command::Demo(options) => demo::run(&options)?,

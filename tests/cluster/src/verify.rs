@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::programs::checkout;
 use crate::state::Cluster;
-use crate::{demo, full, lifecycle, process, programs, setup};
+use crate::{demo, full, lifecycle, process, programs, rights, setup};
 
 /// What `cargo verify` may be told.
 #[derive(clap::Args)]
@@ -90,6 +90,7 @@ pub(crate) fn short_form(options: &Options, setting: &Setting, tally: &mut Tally
     let name = format!("verify-{}", std::process::id());
     on_a_cluster(&name, options, tally, |cluster, tally| {
         tally.step("stories on it", stop, &mut setting.stories(cluster, 6))?;
+        tally.rights(cluster, &setting.programs)?;
         let begun = Instant::now();
         let shown = demo::show(cluster, &setting.programs);
         let (passed, failed) = if shown.is_ok() { (1, 0) } else { (0, 1) };
@@ -172,6 +173,19 @@ impl Tally {
             (passed + more, failed + worse)
         };
         self.steps.iter().fold((0, 0), add)
+    }
+
+    /// After all stories the operator must have used every right that it has.
+    fn rights(&mut self, cluster: &Cluster, programs: &Path) -> Result<()> {
+        let begun = Instant::now();
+        let (given, unused) = rights::unused(cluster, programs)?;
+        for right in &unused {
+            println!("never used: {right}");
+        }
+        let (used, unused) = (u64::try_from(given - unused.len())?, u64::try_from(unused.len())?);
+        self.measured.push(format!("{given} rights of the operator, {unused} of them never used"));
+        self.done("rights are used", begun, u64::from(used > 0), unused);
+        Ok(())
     }
 
     /// After `down` there must be nothing that was not there before `up`.

@@ -108,6 +108,17 @@ fn deletes_a_members_volume(desired: &Desired, observed: &Observed) -> Plan {
     Plan { step: step.or(good.step), ..good }
 }
 
+/// Takes every etcd that ends for one that has lost its data (an operator that replaces whatever crash-loops).
+fn gives_up_whoever_ends(desired: &Desired, observed: &Observed) -> Plan {
+    let mut seen = observed.clone();
+    for report in seen.pods.values_mut().filter_map(|pod| pod.last_exit.as_mut()) {
+        if report.cause.is_none() && report.exit == Some(1) {
+            report.cause = Some("DataLost".to_owned());
+        }
+    }
+    plan(desired, &seen)
+}
+
 fn founds_again(desired: &Desired, observed: &Observed) -> Plan {
     rewritten(plan(desired, observed), "cluster-state=existing", "cluster-state=new")
 }
@@ -287,7 +298,7 @@ fn repairs_only_while_all_are_well(desired: &Desired, observed: &Observed) -> Pl
     good
 }
 
-const BUGS: [Bug; 22] = [
+const BUGS: [Bug; 23] = [
     Bug {
         rule: "I-1 quorum",
         class: "D3",
@@ -353,7 +364,7 @@ const BUGS: [Bug; 22] = [
         planner: expects_no_data,
     },
     Bug {
-        rule: "I-1 quorum",
+        rule: "I-2 restraint",
         class: "A2",
         what: "deletes a Pod by its name alone",
         planner: deletes_by_name_alone,
@@ -389,6 +400,12 @@ const BUGS: [Bug; 22] = [
         class: "D7",
         what: "repairs only while all are well",
         planner: repairs_only_while_all_are_well,
+    },
+    Bug {
+        rule: "I-2 patience",
+        class: "D",
+        what: "takes whoever ends for one who lost its data",
+        planner: gives_up_whoever_ends,
     },
 ];
 

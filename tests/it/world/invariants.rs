@@ -255,6 +255,9 @@ pub(crate) fn before_call(world: &mut World, truth: Option<&Truth>, call: &Call)
             if truth.leader == Some(*id) {
                 world.violate("I-8 leader", "removes the leader");
             }
+            if is_only_full(world, truth, *id) {
+                world.violate("I-2 patience", "gives up a member whose disk is only full");
+            }
             if truth.alive.contains(id)
                 && truth.alive.len() < truth.voters.len()
                 && !recently_silent(world, truth)
@@ -288,8 +291,34 @@ pub(crate) fn before_call(world: &mut World, truth: Option<&Truth>, call: &Call)
                 world.violate("I-2 restraint", "grows while a voter is down");
             }
         }
-        Call::Remove(_) | Call::MoveLeader(_) | Call::Disarm(..) => {}
+        Call::Remove(_) | Call::MoveLeader(_) | Call::Disarm(..) | Call::Nudge => {}
     }
+}
+
+/// Whether nothing is wrong with a member but that it cannot write, and nobody wants it away.
+fn is_only_full(world: &World, truth: &Truth, id: MemberId) -> bool {
+    let wanted = world.cluster().and_then(|cluster| cluster["spec"]["replicas"].as_u64()).unwrap_or_default();
+    let asked = world.api.all("EtcdMemberReplacement").any(|request| {
+        let repair = request["metadata"]["labels"]["quorate.dev/created-by"] == "repair";
+        !repair && request["status"]["memberID"] == id.to_string()
+    });
+    let Some(name) = truth.voters.get(&id).filter(|_| truth.voters.len() as u64 <= wanted && !asked) else {
+        return false;
+    };
+    let Some(claim) = world.api.get("PersistentVolumeClaim", name) else { return false };
+    let Some(disk) = world.disks.get(&identity(claim).1) else { return false };
+    let Some(data) = disk.data.data.as_deref() else { return false };
+    let known =
+        world.witness.high.get(&id).is_none_or(|high| (data.log.last_term(), data.log.last()) >= *high);
+    let forged = data.store.keys.range(super::story::FORGED..).next().is_some();
+    // Somebody who runs on a node that is dead, or is being deleted, may be gone for good.
+    let node_is_up = world.pod(name).is_some_and(|(pod, _)| {
+        let up = |node: &str| world.nodes.get(node).copied().unwrap_or(false);
+        pod["metadata"]["deletionTimestamp"].is_null() && pod["spec"]["nodeName"].as_str().is_some_and(up)
+    });
+    let goes = !claim["metadata"]["deletionTimestamp"].is_null();
+    let trusted = disk.stamp.is_some() && !disk.damaged && known && !forged && data.member == id;
+    disk.full && trusted && node_is_up && !goes && !world.stale
 }
 
 /// Whether somebody fell silent so late that the operator may not have seen it yet.

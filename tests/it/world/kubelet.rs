@@ -25,6 +25,9 @@ const TICK: Millis = 500;
 /// A container that ended is started again after this.
 const BACK_OFF: Millis = 1000;
 
+/// etcd's last word on a full disk (`tests/fixtures/failures`).
+pub(crate) const NO_SPACE: &str = r#"{"level":"fatal","msg":"failed to save Raft hard state and entries","error":"write: no space left on device"}"#;
+
 /// What lies on a volume.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Disk {
@@ -32,6 +35,8 @@ pub(crate) struct Disk {
     pub(crate) data: etcd::Disk,
     /// Whether the log cannot be read.
     pub(crate) damaged: bool,
+    /// Whether nothing more can be written: etcd ends, again and again.
+    pub(crate) full: bool,
     /// The node that the volume lives on.
     pub(crate) node: Option<String>,
 }
@@ -245,6 +250,9 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
         }
         Decision::Refuse(refusal) => return refuse(world, uid, &refusal),
     };
+    if disk.full {
+        return ended(world, uid, disk.data, json!({"exit": 1, "lines": [NO_SPACE]}));
+    }
     let arguments: Vec<&str> = etcd["command"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let start = flags(&arguments);
     let data = world.disks[&claim].data.clone();

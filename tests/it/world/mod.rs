@@ -54,6 +54,8 @@ pub(crate) struct World {
     pub(crate) counted: kubelet::Counted,
     /// Members that the operator cannot reach.
     pub(crate) unreachable: BTreeSet<String>,
+    /// By how many milliseconds an operator's clock is wrong.
+    pub(crate) skews: BTreeMap<&'static str, i64>,
     /// Copies of disks, by the claim's UID.
     pub(crate) saved: BTreeMap<String, Disk>,
     /// Requests that people made.
@@ -82,6 +84,7 @@ impl World {
             stale: false,
             counted: kubelet::Counted::default(),
             unreachable: BTreeSet::new(),
+            skews: BTreeMap::new(),
             saved: BTreeMap::new(),
             asked: 0,
             acknowledged: BTreeSet::new(),
@@ -106,6 +109,12 @@ impl World {
 
     pub(crate) fn timestamp(&self) -> jiff::Timestamp {
         jiff::Timestamp::from_millisecond(i64::try_from(self.now).unwrap()).unwrap()
+    }
+
+    /// What an operator's clock shows.
+    pub(crate) fn timestamp_of(&self, operator: &str) -> jiff::Timestamp {
+        let skew = self.skews.get(operator).copied().unwrap_or_default();
+        self.timestamp() + jiff::SignedDuration::from_millis(skew)
     }
 
     pub(crate) fn clock(&self) -> String {

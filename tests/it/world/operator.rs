@@ -132,7 +132,7 @@ impl Operator {
             signals: sender,
             released: Notify::new(),
         });
-        let context = context(world, &gate, planner);
+        let context = context(name, world, &gate, planner);
         Self { name, world: world.clone(), planner, context, gate, signals, pass: None }
     }
 
@@ -194,7 +194,7 @@ impl Operator {
     }
 }
 
-fn context(world: &Shared, gate: &Arc<Gate>, planner: Planner) -> Arc<Context> {
+fn context(name: &'static str, world: &Shared, gate: &Arc<Gate>, planner: Planner) -> Arc<Context> {
     let service = {
         let gate = gate.clone();
         tower::service_fn(move |request: HttpRequest<Body>| {
@@ -207,7 +207,7 @@ fn context(world: &Shared, gate: &Arc<Gate>, planner: Planner) -> Arc<Context> {
     authority.extend(Instant::now() + Duration::from_hours(24));
     let clock = {
         let world = world.clone();
-        Arc::new(move || lock(&world).timestamp())
+        Arc::new(move || lock(&world).timestamp_of(name))
     };
     let image = "quorate:world".to_owned();
     let mut context =
@@ -420,6 +420,7 @@ fn change(world: &mut World, member: &Address, call: &Call, late: bool) -> Resul
         Call::Remove(id) => world.etcd.remove(&process, *id).map(drop),
         Call::MoveLeader(id) => world.etcd.move_leader(&process, *id),
         Call::Disarm(id, alarm) => world.etcd.disarm(&process, *id, *alarm),
+        Call::Nudge => world.etcd.alarms(&process).map(drop),
     };
     let outcome = match result {
         Ok(()) => format!("etcd: {call}"),

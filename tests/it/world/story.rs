@@ -73,6 +73,10 @@ pub(crate) enum Act {
     /// Puts the copy back.
     RollBack(String),
     DeleteVolume(String),
+    /// A member's disk is full: etcd ends, and cannot start; or there is space again.
+    Full(String, bool),
+    /// An operator's clock is wrong by so many milliseconds.
+    Clock(usize, i64),
     /// One member's store gets what the others never had.
     Forge(String),
     Cut(String, String),
@@ -124,6 +128,10 @@ impl fmt::Display for Act {
             Self::Copy(member) => write!(formatter, "copy {member}"),
             Self::RollBack(member) => write!(formatter, "roll-back {member}"),
             Self::DeleteVolume(member) => write!(formatter, "delete-volume {member}"),
+            Self::Full(member, on) => {
+                write!(formatter, "{} {member}", if *on { "fill-disk" } else { "free-disk" })
+            }
+            Self::Clock(operator, skew) => write!(formatter, "clock {} {skew}ms", OPERATORS[*operator]),
             Self::Forge(member) => write!(formatter, "forge {member}"),
             Self::Wait(millis) => write!(formatter, "wait {millis}ms"),
             Self::Put => formatter.write_str("put"),
@@ -188,6 +196,9 @@ impl Act {
             "copy" => Self::Copy(own(1)?),
             "roll-back" => Self::RollBack(own(1)?),
             "delete-volume" => Self::DeleteVolume(own(1)?),
+            "fill-disk" => Self::Full(own(1)?, true),
+            "free-disk" => Self::Full(own(1)?, false),
+            "clock" => Self::Clock(operator(1)?, words.get(2)?.trim_end_matches("ms").parse().ok()?),
             "forge" => Self::Forge(own(1)?),
             "wait" => Self::Wait(number(1)? as u64),
             "put" => Self::Put,
@@ -357,6 +368,8 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
                 disk.data = saved.data.clone();
             }
         }),
+        Act::Full(member, on) => fill(world, member, *on),
+        Act::Clock(operator, skew) => drop(world.skews.insert(OPERATORS[*operator], *skew)),
         Act::Copy(member) => copy(world, member),
         Act::DeleteVolume(member) => world.api.mark_deleted(&key("PersistentVolumeClaim", member), &now),
         Act::Forge(member) => {
@@ -453,6 +466,17 @@ fn harm(world: &mut World, member: &str, harm: impl FnOnce(&mut Disk, Option<&Di
     let saved = world.saved.get(&claim);
     if let Some(disk) = world.disks.get_mut(&claim) {
         harm(disk, saved);
+    }
+}
+
+fn fill(world: &mut World, member: &str, on: bool) {
+    let claim = world.api.get("PersistentVolumeClaim", member).map(|claim| identity(claim).1);
+    let Some(disk) = claim.and_then(|claim| world.disks.get_mut(&claim)) else { return };
+    disk.full = on;
+    if let Some(process) = process(world, member).filter(|_| on)
+        && let Some(disk) = world.etcd.stop(&process)
+    {
+        kubelet::ended(world, &process, disk, json!({"exit": 1, "lines": [kubelet::NO_SPACE]}));
     }
 }
 
@@ -554,6 +578,10 @@ fn cure(world: &mut World) {
         cordon(world, &node, false);
     }
     world.unreachable.clear();
+    world.skews.clear();
+    for disk in world.disks.values_mut() {
+        disk.full = false;
+    }
     let processes: Vec<String> = world.etcd.running().map(str::to_owned).collect();
     for process in &processes {
         world.etcd.resume(process);

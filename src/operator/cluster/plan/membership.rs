@@ -227,6 +227,9 @@ fn grow(desired: &Desired, observed: &Observed, roster: &Roster, joiners: &Joine
         );
         return;
     }
+    if let Some(silent) = roster.learners.iter().find(|seat| is_silent(observed, seat)) {
+        change(roster, plan, vec![Call::Nudge], format!("{} waits for an entry", silent.name));
+    }
     let progress: Vec<String> = joiners.names.iter().map(|name| progress(observed, roster, name)).collect();
     waiting(
         plan,
@@ -266,6 +269,9 @@ fn special<'a>(exchange: &Exchange<'a>) -> volumes::Special<'a> {
 /// that has been for so long when it is promoted makes nobody wait.
 const CONNECTED: jiff::SignedDuration = jiff::SignedDuration::from_secs(6);
 
+/// A learner that serves does so within a second.
+const SILENT: jiff::SignedDuration = jiff::SignedDuration::from_secs(2);
+
 /// Learners that are promoted next: all that join, or, where etcd takes one learner at a time, the first, once the
 /// other's Pod is on a node and its volume bound, and etcd would take the other one at once.
 fn ready_to_vote(
@@ -298,6 +304,12 @@ fn ready_to_vote(
         names => names.iter().map(level).collect(),
     };
     ready.unwrap_or_default()
+}
+
+/// Whether a learner that has run for a while does not answer: it may wait for an entry ([`Call::Nudge`]).
+fn is_silent(observed: &Observed, learner: &Seat) -> bool {
+    let since = learner.pod.filter(|pod| !pod.deleting).and_then(|pod| pod.running_since);
+    learner.answer.is_none() && since.is_some_and(|since| since + SILENT <= observed.now)
 }
 
 /// Whether the PodDisruptionBudget in force keeps a quorum of that many voters.

@@ -33,6 +33,8 @@ use crate::operator::names;
 const UNHEALTHY_AFTER: SignedDuration = SignedDuration::from_mins(10);
 /// A repair that came to nothing is tried again after this.
 const AGAIN: SignedDuration = SignedDuration::from_mins(10);
+/// A kubelet that lives ends a Pod in time, give or take this.
+const OVERDUE: SignedDuration = SignedDuration::from_secs(30);
 /// Longest part of etcd's words that goes into a message.
 const LONGEST_WHY: usize = 300;
 /// Repairs of merely silent members are counted over this time.
@@ -221,9 +223,12 @@ fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> O
         return of(remove, kept(volume), true, why);
     }
     let since = *observed.record.unhealthy_since.get(name)?;
+    // What a Pod that was made anew dies of is not known yet.
+    let made = seat.pod.filter(|pod| !pod.deleting).and_then(|pod| pod.created);
+    let since = made.map_or(since, |made| since.max(made));
     let down_for = observed.now.duration_since(since);
     let patience = duration_or(&desired.spec.repair.unhealthy_after, UNHEALTHY_AFTER);
-    (seat.is_down() && down_for >= patience && is_merely_down(seat)).then_some(())?;
+    (seat.is_down() && down_for >= patience && is_merely_down(observed, seat)).then_some(())?;
     of(remove, ReplacementVolume::New, false, format!("it has been down since {since}"))
 }
 
@@ -260,10 +265,14 @@ fn differs(observed: &Observed, seat: &Seat) -> Option<String> {
 }
 
 /// Whether nothing is known but that it is down. What etcd or the guard says, what the spec asks for, and what passes
-/// by itself is no reason to give up a volume.
-fn is_merely_down(seat: &Seat) -> bool {
-    let Some(pod) = seat.pod else { return true };
-    let spoke = pod.failure().is_some() && !pod.deleting && pod.ended_recently;
+/// by itself is no reason to give up a volume; nor is a Pod that is just being made anew.
+fn is_merely_down(observed: &Observed, seat: &Seat) -> bool {
+    let Some(pod) = seat.pod else { return false };
+    if pod.deleting {
+        // Its kubelet, too, is gone.
+        return pod.ends_by.is_some_and(|at| observed.now.duration_since(at) > OVERDUE);
+    }
+    let spoke = pod.failure().is_some() && pod.ended_recently;
     !spoke && pod.waiting.as_deref().is_none_or(|waiting| !waiting.contains("Image"))
 }
 
