@@ -222,12 +222,19 @@ fn expects_no_data(desired: &Desired, observed: &Observed) -> Plan {
     rewritten(plan(desired, &seen), &expects(true), &expects(false))
 }
 
+/// A deletion is tried once more, by the name, whoever has it by now.
 fn deletes_by_name_alone(desired: &Desired, observed: &Observed) -> Plan {
-    let mut good = plan(desired, observed);
-    if let Some(Step::DeletePod(premise)) = &mut good.step {
-        (premise.uid, premise.resource_version) = (String::new(), String::new());
+    thread_local! {
+        static LAST: RefCell<Option<(String, String)>> = const { RefCell::new(None) };
     }
-    good
+    let good = plan(desired, observed);
+    if let Some(Step::DeletePod(premise)) = &good.step {
+        LAST.set(Some((desired.uid.clone(), premise.name.clone())));
+        return good;
+    }
+    let again = LAST.take().filter(|(uid, name)| *uid == desired.uid && observed.pods.contains_key(name));
+    let Some((_, name)) = again.filter(|_| good.record.is_none() && good.step.is_none()) else { return good };
+    Plan { step: Some(Step::DeletePod(premise(&name, "", ""))), ..good }
 }
 
 fn decides_on_the_look_before(desired: &Desired, observed: &Observed) -> Plan {

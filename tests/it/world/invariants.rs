@@ -311,11 +311,8 @@ fn is_only_full(world: &World, truth: &Truth, id: MemberId) -> bool {
     let known =
         world.witness.high.get(&id).is_none_or(|high| (data.log.last_term(), data.log.last()) >= *high);
     let forged = data.store.keys.range(super::story::FORGED..).next().is_some();
-    // Somebody who runs on a node that is dead, or is being deleted, may be gone for good.
-    let node_is_up = world.pod(name).is_some_and(|(pod, _)| {
-        let up = |node: &str| world.nodes.get(node).copied().unwrap_or(false);
-        pod["metadata"]["deletionTimestamp"].is_null() && pod["spec"]["nodeName"].as_str().is_some_and(up)
-    });
+    // Whose node is dead may be gone for good.
+    let node_is_up = disk.node.as_ref().is_some_and(|node| world.nodes.get(node) == Some(&true));
     let goes = !claim["metadata"]["deletionTimestamp"].is_null();
     let trusted = disk.stamp.is_some() && !disk.damaged && known && !forged && data.member == id;
     disk.full && trusted && node_is_up && !goes && !world.stale
