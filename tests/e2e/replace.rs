@@ -160,7 +160,7 @@ async fn of_the_repairs_that_are_over_the_newest_ten_are_kept() {
         };
         let kept = eventually("the oldest are gone", kept).await;
         let names: Vec<String> = kept.iter().map(ResourceExt::name_any).collect();
-        assert!(names.len() == 10 && names.iter().all(|name| *name >= *"old-02"), "{names:?}");
+        assert!(names.len() == 10 && names.iter().all(|name| name.as_str() >= "old-02"), "{names:?}");
     })
     .await;
 }

@@ -9,7 +9,7 @@ use kube::api::ListParams;
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::support::{Story, eventually, full, kill_in_pod, story, story_alone};
+use crate::support::{Story, eventually, full, kill_in_pod, measured, story, story_alone};
 use quorate::etcd::connect::connect;
 
 /// An operator lives so long.
@@ -178,6 +178,26 @@ async fn three_five_three_undisturbed() {
 #[tokio::test]
 async fn one_three_one_where_etcd_takes_one_learner_at_a_time() {
     scales(&[1, 3, 1], "3.5", false).await;
+}
+
+/// Who gets the data as a snapshot of more than 5,000 entries waits, in etcd, for one more entry before it serves.
+#[tokio::test]
+async fn members_join_where_nobody_writes() {
+    story("idle", async |story| {
+        story.create(json!({"replicas": 1, "extraArgs": {"snapshot-count": "100"}})).await;
+        story.healthy().await;
+        story.write("key-", 6500).await;
+        let begun = Instant::now();
+        reaches(story, 3).await;
+        measured(&format!(
+            "1→3 where nobody writes, the data as a snapshot: {:.1} s",
+            begun.elapsed().as_secs_f64()
+        ));
+        for member in ["main-1", "main-2"] {
+            assert_eq!(story.count(member, "key-").await, 6500);
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
