@@ -23,9 +23,11 @@ use quorate_history::record;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
-/// Longest wait for anything: far above what a loaded machine of two cores needs; long stories load it more.
+/// Longest wait for anything: far above what a loaded machine of two cores needs; long stories load it more, and `cargo
+/// faults` and `cargo chaos` say what they need.
 fn deadline() -> Duration {
-    Duration::from_secs(if full() { 900 } else { 150 })
+    let said = std::env::var("QUORATE_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(said.unwrap_or(if full() { 900 } else { 150 }))
 }
 
 /// Whether this is a part of `cargo verify --full`: the same stories, with larger numbers.
@@ -301,6 +303,16 @@ impl Story {
             (written == count).then_some(())
         };
         eventually("all writes are acknowledged", &mut next).await;
+    }
+
+    /// Writes `count` keys `<prefix><number>`, many at a time.
+    pub(crate) async fn write_at_once(&self, prefix: &str, count: usize) {
+        let writers = 50;
+        let all = (0..writers).map(async |writer| {
+            let share = count / writers + usize::from(writer < count % writers);
+            self.write(&format!("{prefix}{writer}-"), share).await;
+        });
+        futures::future::join_all(all).await;
     }
 
     /// How many keys with that prefix a linearizable read finds.
