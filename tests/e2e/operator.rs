@@ -103,20 +103,21 @@ pub(crate) fn writes(since: Timestamp) -> Vec<Write> {
 
 /// Kills every operator again and again; returns how many.
 pub(crate) async fn kill_operators(life: Duration, stop: &AtomicBool) -> usize {
-    let client = Client::try_default().await.unwrap();
-    let api: Api<Pod> = Api::namespaced(client, NAMESPACE);
     let mut tick = tokio::time::interval(life);
     let mut killed = 0;
     while !stop.load(Ordering::Relaxed) {
         tick.tick().await;
-        let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
-        let Ok(pods) = api.list(&selector).await else { continue };
-        killed += pods
-            .items
-            .iter()
-            .filter_map(ResourceExt::uid)
-            .map(|uid| kill_in_pod(&uid, "quorate operator"))
-            .sum::<usize>();
+        killed += kill_operators_once().await;
     }
     killed
+}
+
+/// Kills -9 every operator that runs; returns how many.
+pub(crate) async fn kill_operators_once() -> usize {
+    let client = Client::try_default().await.unwrap();
+    let api: Api<Pod> = Api::namespaced(client, NAMESPACE);
+    let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
+    let Ok(pods) = api.list(&selector).await else { return 0 };
+    let uids = pods.items.iter().filter_map(ResourceExt::uid);
+    uids.map(|uid| kill_in_pod(&uid, "quorate operator")).sum()
 }

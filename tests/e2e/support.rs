@@ -258,10 +258,18 @@ impl Story {
     /// Lets clients write, read and watch while something happens, and judges all that they saw by etcd's promises. To
     /// be called on a cluster that serves, of certificates of its own.
     pub(crate) async fn under_load<T>(&self, happens: impl Future<Output = T>) -> (T, Verdict) {
+        self.under_load_of(record::Settings::default(), happens).await
+    }
+
+    pub(crate) async fn under_load_of<T>(
+        &self,
+        settings: record::Settings,
+        happens: impl Future<Output = T>,
+    ) -> (T, Verdict) {
         let identity = Some(self.identity().await);
         let stop = AtomicBool::new(false);
         let addresses = async || self.addresses().await;
-        let load = record::run(addresses, identity.clone(), record::Settings::default(), &stop);
+        let load = record::run(addresses, identity.clone(), settings, &stop);
         let happens = async {
             let outcome = happens.await;
             stop.store(true, Ordering::Relaxed);

@@ -102,7 +102,7 @@ struct Outcome {
 pub(crate) fn run(options: &Options, setting: &Setting) -> Result<()> {
     let memory = cache()?.join("full").join(content()?);
     println!("what passes is remembered in {}", memory.display());
-    let commit = commit()?;
+    let commit = commit(DOCUMENT)?;
     let mut whole = Tally::default();
     let begun = Instant::now();
     let mut ended = |name: &str, shows: &str, run: &mut dyn FnMut(&mut Tally) -> Result<()>| -> Result<u64> {
@@ -196,12 +196,12 @@ fn content() -> Result<String> {
     Ok(short(hash))
 }
 
-/// The commit, with a `+` if the checkout differs from it.
-fn commit() -> Result<String> {
+/// The commit, with a `+` if the checkout differs from it, but for a page that is being written.
+pub(crate) fn commit(page: &str) -> Result<String> {
     let checkout = checkout()?;
     let git = |words: &[&str]| finish(command(&[&["git"], words].concat()).current_dir(&checkout));
     let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
-    let exception = format!(":(exclude){DOCUMENT}");
+    let exception = format!(":(exclude){page}");
     let changes = git(&["status", "--porcelain", "--", ".", &exception])?;
     Ok(format!("{}{}", commit.trim(), if changes.trim().is_empty() { "" } else { "+" }))
 }

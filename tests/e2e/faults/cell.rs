@@ -25,6 +25,8 @@ use crate::support::{Story, cluster_tool, copy, eventually, identities, kubectl}
 const BAD_LINK: Duration = Duration::from_secs(30);
 /// A refusal must hold for so long.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(8);
+/// Clients go on for so long when all is well again.
+const AFTERWARDS: Duration = Duration::from_secs(3);
 /// Writes that are acknowledged while one lags, or between a copy and its return.
 const BETWEEN: usize = 200;
 /// So much older is a volume that a virtual machine's snapshot brings back.
@@ -68,19 +70,32 @@ enum Undo {
 
 /// Does it to the cluster of a story, which is Healthy before, and after if that can be.
 pub(crate) async fn cell(story: &Story, fault: Fault) -> Told {
+    let happens = happens(story, fault, 1);
+    if fault.ends_clients() {
+        return Told { took: happens.await, verdict: None };
+    }
+    let clients = async {
+        let took = happens.await;
+        // A history that ends with the fault says nothing of the time after it.
+        tokio::time::sleep(AFTERWARDS).await;
+        took
+    };
+    let (took, verdict) = story.under_load(clients).await;
+    Told { took, verdict: Some(verdict) }
+}
+
+/// The same without a load, to the member of that turn; returns how long it took until all was as expected.
+pub(crate) async fn happens(story: &Story, fault: Fault, turn: usize) -> Duration {
+    let patience = if fault.is_alone() { "20s" } else { "10m" };
+    story.patch(json!({"repair": {"unhealthyAfter": patience}})).await;
     let before = story.healthy().await;
     let size = before.members.len();
     let expected = fault.expected(size).expect("the fault makes sense at this size");
     let leader = before.members.iter().find(|member| member.role == "leader");
-    let target = if fault == Fault::LeaderKilled { leader } else { before.members.get(1 % size) };
+    let target = if fault == Fault::LeaderKilled { leader } else { before.members.get(turn % size) };
     let target = target.expect("there is such a member").name.clone();
     let prefix = format!("{:08x}-", rand::random::<u32>());
-    let scene = Scene { story, fault, expected, before, target, prefix };
-    if fault.ends_clients() {
-        return Told { took: scene.play().await, verdict: None };
-    }
-    let (took, verdict) = story.under_load(scene.play()).await;
-    Told { took, verdict: Some(verdict) }
+    Scene { story, fault, expected, before, target, prefix }.play().await
 }
 
 impl Scene<'_> {

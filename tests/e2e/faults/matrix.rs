@@ -170,8 +170,6 @@ impl Matrix {
         story.create(json!({"version": version, "replicas": size, "repair": {"maxPerHour": 100}})).await;
         story.healthy().await;
         while let Some(fault) = lane.faults.front().copied() {
-            let patience = if fault.is_alone() { "20s" } else { "10m" };
-            story.patch(json!({"repair": {"unhealthyAfter": patience}})).await;
             let outcome = AssertUnwindSafe(cell(story, fault)).catch_unwind().await;
             lane.faults.pop_front();
             match outcome {

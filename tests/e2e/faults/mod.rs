@@ -3,6 +3,7 @@
 //! `matrix` does all of them to clusters of every kind, `chaos` draws them by lot.
 
 pub(crate) mod cell;
+mod chaos;
 pub(crate) mod harm;
 mod matrix;
 mod page;
@@ -190,7 +191,7 @@ impl Fault {
             (DatabaseBegun, 1) => lost("EtcdFailed"),
             (VolumesSwapped, 5) => refused("ForeignVolume"),
             (TwoOfFiveWiped, 5) => refused("DataLost"),
-            (AllVolumesGone, _) => Refused { condition: ("Ready", "AllMembersLost"), health: "VolumeMissing" },
+            (AllVolumesGone, _) => Refused { condition: ("Ready", "AllMembersLost"), health: "MemberDown" },
             (DatabaseDamaged, 3..) => Whole,
             (ClaimDeleted, _)
             | (RolledBackBesideOneThatLags, 3)
@@ -216,6 +217,11 @@ impl Fault {
     /// Whether it disturbs clusters beside the one that it is done to.
     pub(crate) const fn is_alone(self) -> bool {
         matches!(self, NodeKilled | NodeBackAfterRepair)
+    }
+
+    /// Whether it takes a minute or more.
+    pub(crate) const fn is_long(self) -> bool {
+        self.is_alone() || matches!(self, Stopped2Minutes)
     }
 
     /// Whether clients that know the cluster lose it: its certificates or its data are gone for good.
