@@ -14,7 +14,7 @@ const NODES: u8 = 4;
 const LONGEST: Duration = Duration::from_mins(180);
 /// A whole run of `cargo chaos` takes so much longer than its faults.
 const BESIDES: Duration = Duration::from_mins(15);
-/// Seconds that a cell waits for anything: five clusters share two cores.
+/// Seconds that a cell waits for anything: three clusters share two cores.
 const PATIENCE: &str = "240";
 
 /// What `cargo faults` may be told.

@@ -29,6 +29,8 @@ const REFUSAL_HOLDS: Duration = Duration::from_secs(8);
 const AFTERWARDS: Duration = Duration::from_secs(3);
 /// Writes that are acknowledged while one lags, or between a copy and its return.
 const BETWEEN: usize = 200;
+/// Writes that the two others acknowledge while one is frozen.
+const WRITTEN_BESIDE_FROZEN: usize = 50;
 /// So much older is a volume that a virtual machine's snapshot brings back.
 const SNAPSHOT_AGE: usize = 10_000;
 
@@ -111,7 +113,7 @@ impl Scene<'_> {
             Expected::Refused { condition, health } => {
                 let took = self.is_refused(&struck, condition, health).await;
                 if self.fault == Fault::AllVolumesGone {
-                    return took;
+                    return took; // Nothing is left to be put back.
                 }
                 took
             }
@@ -144,12 +146,12 @@ impl Scene<'_> {
 
     /// How many keys [`strike`](Self::strike) writes.
     fn written_between(&self) -> usize {
-        match self.fault {
-            Fault::RolledBack => SNAPSHOT_AGE,
-            Fault::RolledBackBesideOneThatLags => BETWEEN,
-            Fault::FrozenWhileTheOthersWrote => 50,
-            _ => 0,
-        }
+        let all = [
+            (Fault::RolledBack, SNAPSHOT_AGE),
+            (Fault::RolledBackBesideOneThatLags, BETWEEN),
+            (Fault::FrozenWhileTheOthersWrote, WRITTEN_BESIDE_FROZEN),
+        ];
+        all.iter().find(|(fault, _)| *fault == self.fault).map_or(0, |(_, count)| *count)
     }
 
     async fn strike(&self) -> Struck {
@@ -212,8 +214,12 @@ impl Scene<'_> {
                 Undo::Nothing
             }
             Fault::DiskFull => self.fill_disk().await,
-            Fault::CutFromPeers => self.bad_link(async |link| link.cut(&harm::peers_of(story, target).await)).await,
-            Fault::CutFromOperator => self.bad_link(async |link| link.cut(&harm::operators(story).await)).await,
+            Fault::CutFromPeers => {
+                self.bad_link(async |link| link.cut(&harm::peers_of(story, target).await)).await
+            }
+            Fault::CutFromOperator => {
+                self.bad_link(async |link| link.cut(&harm::operators(story).await)).await
+            }
             Fault::CutFromBoth => {
                 let both = async |link: &Link| {
                     link.cut(&harm::peers_of(story, target).await);
@@ -404,7 +410,8 @@ impl Scene<'_> {
         tokio::time::sleep(BAD_LINK).await;
         let status = self.story.status().await;
         let is_cut = matches!(self.fault, Fault::CutFromPeers | Fault::CutFromBoth | Fault::CutFromOperator);
-        let healthy = status.members.iter().find(|member| member.name == self.target).map(|member| &member.health);
+        let healthy =
+            status.members.iter().find(|member| member.name == self.target).map(|member| &member.health);
         assert!(!is_cut || healthy.is_none_or(|health| health != "Healthy"), "nobody has noticed the cut");
         link.heal();
         Undo::Nothing
@@ -453,7 +460,7 @@ impl Scene<'_> {
 
     async fn freeze_and_wipe_the_others(&self) -> Struck {
         harm::freeze(self.story, &self.target).await;
-        self.story.write(&format!("{}later-", self.prefix), 50).await;
+        self.story.write(&format!("{}later-", self.prefix), WRITTEN_BESIDE_FROZEN).await;
         let harmed = vec![self.other(0).to_owned(), self.other(1).to_owned()];
         let mut kept = Vec::new();
         for member in &harmed {
@@ -539,9 +546,7 @@ impl Scene<'_> {
             let quorum = answer.quorum.as_ref()?;
             (quorum.alarms.is_empty()).then(|| quorum.members.iter().filter(|member| !member.learner).count())
         };
-        let well = answers.values().filter(|answer| {
-            answer.as_ref().ok().and_then(voters) == Some(size)
-        });
+        let well = answers.values().filter(|answer| answer.as_ref().ok().and_then(voters) == Some(size));
         (well.count() == size).then_some(status)
     }
 

@@ -147,7 +147,8 @@ impl Run {
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
         println!("seed {}; in their order:\n{}", self.seed, done.join("\n"));
         assert!(failed.is_empty(), "seed {}: {} clusters are not as they must be", self.seed, failed.len());
-        let (faults, acknowledged) = (self.faults.load(Ordering::Relaxed), self.acknowledged.load(Ordering::Relaxed));
+        let (faults, acknowledged) =
+            (self.faults.load(Ordering::Relaxed), self.acknowledged.load(Ordering::Relaxed));
         assert!(faults >= CLUSTERS.len(), "only {faults} faults");
         measured(&format!(
             "chaos for {} minutes, seed {}: {faults} faults, {acknowledged} writes, 0 violations",

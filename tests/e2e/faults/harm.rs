@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt};
 use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 
 use crate::support::{Story, copy, eventually, kill_in_pod, processes};
 
@@ -394,20 +394,20 @@ impl Link {
     fn drop_packets(&self, [side, address]: [&str; 2], matches: &[&str]) {
         let chain = if side == "-s" { "INPUT" } else { "OUTPUT" };
         let rule = ["iptables", "-w", "-A", chain, side, address];
-        self.run(&self.inside, &[&rule, matches, &["-j", "DROP"]].concat());
+        in_network(&self.inside, &[&rule, matches, &["-j", "DROP"]].concat());
     }
 
     /// 1 Mbit/s, both ways.
     pub(crate) fn slow(&self) {
         let limit = ["root", "tbf", "rate", "1mbit", "burst", "32kbit", "latency", "400ms"];
-        self.run(&self.inside, &[&["tc", "qdisc", "add", "dev", "eth0"], limit.as_slice()].concat());
+        in_network(&self.inside, &[&["tc", "qdisc", "add", "dev", "eth0"], limit.as_slice()].concat());
         let device = self.device();
-        self.run(&self.node, &[&["tc", "qdisc", "add", "dev", device.as_str()], limit.as_slice()].concat());
+        in_network(&self.node, &[&["tc", "qdisc", "add", "dev", device.as_str()], limit.as_slice()].concat());
     }
 
     /// The node's end of it.
     fn device(&self) -> String {
-        let said = self.run(&self.node, &["ip", "route", "get", &self.address]);
+        let said = in_network(&self.node, &["ip", "route", "get", &self.address]);
         let (_, rest) = said.split_once(" dev ").expect("the Pod has a route");
         rest.split(' ').next().unwrap_or_default().to_owned()
     }
@@ -415,18 +415,18 @@ impl Link {
     /// As new.
     pub(crate) fn heal(&self) {
         for chain in ["INPUT", "OUTPUT"] {
-            self.run(&self.inside, &["iptables", "-w", "-F", chain]);
+            in_network(&self.inside, &["iptables", "-w", "-F", chain]);
         }
-        if self.run(&self.inside, &["tc", "qdisc", "show", "dev", "eth0"]).contains("tbf") {
-            self.run(&self.inside, &["tc", "qdisc", "del", "dev", "eth0", "root"]);
-            self.run(&self.node, &["tc", "qdisc", "del", "dev", &self.device(), "root"]);
+        if in_network(&self.inside, &["tc", "qdisc", "show", "dev", "eth0"]).contains("tbf") {
+            in_network(&self.inside, &["tc", "qdisc", "del", "dev", "eth0", "root"]);
+            in_network(&self.node, &["tc", "qdisc", "del", "dev", &self.device(), "root"]);
         }
     }
+}
 
-    fn run(&self, network: &str, words: &[&str]) -> String {
-        let network = format!("--net={network}");
-        run(&[&["nsenter", &network], words].concat())
-    }
+fn in_network(network: &str, words: &[&str]) -> String {
+    let network = format!("--net={network}");
+    run(&[&["nsenter", &network], words].concat())
 }
 
 /// Which of its numbers the cluster under test has: its nodes' networks are called so.

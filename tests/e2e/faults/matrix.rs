@@ -32,11 +32,16 @@ pub(super) const COLUMNS: &[Column] = &[
     Column { words: "3.6, 5 members", version: "3.6", size: 5, operators_die: false },
     Column { words: "3.5, 3 members", version: "3.5", size: 3, operators_die: false },
     Column { words: "3.7, 3 members", version: "3.7", size: 3, operators_die: false },
-    Column { words: "3.6, 3 members, operators killed -9 every second", version: "3.6", size: 3, operators_die: true },
+    Column {
+        words: "3.6, 3 members, operators killed -9 every second",
+        version: "3.6",
+        size: 3,
+        operators_die: true,
+    },
 ];
 
 /// So many clusters are harmed at once.
-const AT_ONCE: usize = 5;
+const AT_ONCE: usize = 3;
 /// An operator lives so long.
 const LIFE: Duration = Duration::from_secs(1);
 /// So many cells that are run one after the other share a cluster for as long as it is well.
@@ -92,11 +97,15 @@ fn the_fault_matrix() {
         });
         lanes.collect::<VecDeque<_>>()
     };
-    let (beside, alone) = ([lanes(false, false), lanes(true, false)], [lanes(false, true), lanes(true, true)]);
+    let (beside, alone) =
+        ([lanes(false, false), lanes(true, false)], [lanes(false, true), lanes(true, true)]);
     let all = || beside.iter().chain(&alone).flatten();
     let count: usize = all().map(|lane| lane.faults.len()).sum();
     println!("{count} cells to do");
-    assert!(count > 0 || !FAULTS.iter().all(|fault| !fault.words().contains(&wanted)), "no fault is called {wanted}");
+    assert!(
+        count > 0 || !FAULTS.iter().all(|fault| !fault.words().contains(&wanted)),
+        "no fault is called {wanted}"
+    );
     let matrix = Matrix::new(Some(page));
     let [calm, dying] = beside;
     let [calm_alone, dying_alone] = alone;

@@ -139,9 +139,13 @@ impl Fault {
             WalGone => "only `wal` gone",
             DatabaseGone => "only `snap/db` gone",
             RolledBack => "`member/` 10,000 writes old",
-            RolledBackBesideOneThatLags => "`member/` rolled back while another member lags by 200 acknowledged writes",
+            RolledBackBesideOneThatLags => {
+                "`member/` rolled back while another member lags by 200 acknowledged writes"
+            }
             ValueChanged => "a value changed silently in one member's db",
-            HealthyRestartedBesideChangedValue => "a healthy member restarted while a value of another one was changed silently",
+            HealthyRestartedBesideChangedValue => {
+                "a healthy member restarted while a value of another one was changed silently"
+            }
             AlarmOfRemoved => "an alarm of a member that is removed",
             VolumesSwapped => "volumes of two members swapped",
             ForeignVolume => "volume of another cluster",
@@ -163,10 +167,14 @@ impl Fault {
             ExpiredCertificate => "expired certificate on one member",
             MostWiped => "most volumes wiped",
             TwoOfFiveWiped => "two of five volumes wiped",
-            FrozenWhileTheOthersWrote => "one frozen, 50 keys acknowledged by the others, those wiped and killed, the frozen one thawed",
+            FrozenWhileTheOthersWrote => {
+                "one frozen, 50 keys acknowledged by the others, those wiped and killed, the frozen one thawed"
+            }
             AllVolumesGone => "all Pods and volumes gone",
             TwoOperators => "volume wiped while two operators are active at once",
-            CreatedAgain => "volume wiped, EtcdCluster deleted and created again under its name (`quorate.dev/adopt`)",
+            CreatedAgain => {
+                "volume wiped, EtcdCluster deleted and created again under its name (`quorate.dev/adopt`)"
+            }
             NodeKilled => "node killed and never back",
             NodeBackAfterRepair => "node killed and back after the repair",
         }
@@ -196,9 +204,21 @@ impl Fault {
             (ClaimDeleted, _)
             | (RolledBackBesideOneThatLags, 3)
             | (
-                VolumeWiped | WalGone | DatabaseGone | RolledBack | ValueChanged
-                | HealthyRestartedBesideChangedValue | AlarmOfRemoved | ForeignVolume | DatabaseBegun
-                | WalDamaged | PodAndClaimDeleted | ClaimStuck | TwoOperators | CreatedAgain | NodeKilled
+                VolumeWiped
+                | WalGone
+                | DatabaseGone
+                | RolledBack
+                | ValueChanged
+                | HealthyRestartedBesideChangedValue
+                | AlarmOfRemoved
+                | ForeignVolume
+                | DatabaseBegun
+                | WalDamaged
+                | PodAndClaimDeleted
+                | ClaimStuck
+                | TwoOperators
+                | CreatedAgain
+                | NodeKilled
                 | NodeBackAfterRepair,
                 3..,
             ) => Replaced,
