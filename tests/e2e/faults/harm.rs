@@ -287,9 +287,12 @@ pub(crate) fn exchange(first: &Path, second: &Path) {
     fs::remove_dir(&aside).unwrap();
 }
 
-/// A member's volume on a disk of its own that is full.
+/// A member's volume on a disk of its own that is full. Nodes have mount namespaces of their own, so it is mounted in
+/// that of the member's, and gone with it.
 pub(crate) struct FullDisk {
-    volume: PathBuf,
+    node: String,
+    volume: String,
+    /// Beside the volume: what was on it, and what is to be on it.
     kept: PathBuf,
 }
 
@@ -298,17 +301,20 @@ impl FullDisk {
     /// keeps the mounts that it was started with.
     pub(crate) async fn under(story: &Story, member: &str) -> Self {
         let volume = story.volume(member).await;
+        let pod = story.pod(member).await.and_then(|pod| pod.spec?.node_name).expect("the Pod has a node");
         freeze(story, member).await;
         let kept = volume.with_extension("under");
-        let full = Self { volume, kept };
-        copy(&full.volume, &full.kept);
-        run(&["mount", "-t", "tmpfs", "-o", "size=2g,mode=0777", "quorate-disk", &full.place()]);
-        full.fill_from(&full.kept);
-        let used = run(&["du", "-sk", &full.place()]);
+        copy(&volume, &kept);
+        let disk = Self { node: mounts_of(&pod), volume: volume.display().to_string(), kept };
+        disk.inside(&["mount", "-t", "tmpfs", "-o", "size=2g,mode=0777", "quorate-disk", &disk.volume]);
+        // What etcd has set apart for its log, and never written, takes no space: it is what runs out.
+        let (from, to) = (format!("{}/.", disk.kept.display()), format!("{}/", disk.volume));
+        disk.inside(&["cp", "-a", "--sparse=always", &from, &to]);
+        let used = disk.inside(&["du", "-sk", &disk.volume]);
         let used: u64 = used.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap();
-        full.resize(&format!("{}k", used + 64));
+        disk.resize(&format!("{}k", used + 64));
         kill(story, member).await;
-        full
+        disk
     }
 
     /// Space is freed.
@@ -320,41 +326,44 @@ impl FullDisk {
     pub(crate) async fn take_away(self, story: &Story, member: &str) {
         freeze(story, member).await;
         empty(&self.kept);
-        for entry in fs::read_dir(&self.volume).unwrap().flatten() {
-            copy(&entry.path(), &self.kept.join(entry.file_name()));
-        }
-        run(&["umount", "-l", &self.place()]);
-        empty(&self.volume);
-        self.fill_from(&self.kept);
+        let to = format!("{}/", self.kept.display());
+        self.inside(&["cp", "-a", &format!("{}/.", self.volume), &to]);
+        self.inside(&["umount", "-l", &self.volume]);
+        empty(Path::new(&self.volume));
+        run(&["cp", "-a", &format!("{to}."), &format!("{}/", self.volume)]);
         kill(story, member).await;
     }
 
-    fn place(&self) -> String {
-        self.volume.display().to_string()
-    }
-
     fn resize(&self, size: &str) {
-        run(&["mount", "-o", &format!("remount,size={size}"), &self.place()]);
+        self.inside(&["mount", "-o", &format!("remount,size={size}"), &self.volume]);
     }
 
-    fn fill_from(&self, folder: &Path) {
-        for entry in fs::read_dir(folder).unwrap().flatten() {
-            // What etcd has set apart for its log, and never written, takes no space: it is what runs out.
-            let (from, to) = (entry.path(), self.volume.join(entry.file_name()));
-            run(&["cp", "-a", "--sparse=always", &from.display().to_string(), &to.display().to_string()]);
-        }
+    fn inside(&self, words: &[&str]) -> String {
+        run(&[&["nsenter", self.node.as_str()], words].concat())
     }
 }
 
 impl Drop for FullDisk {
     /// Whatever happened meanwhile, the folder can be deleted.
     fn drop(&mut self) {
-        let place = self.place();
-        if fs::read_to_string("/proc/mounts").unwrap_or_default().contains(&format!(" {place} ")) {
-            drop(Command::new("umount").args(["-l", &place]).status());
+        let is_mounted = self.inside(&["cat", "/proc/mounts"]).contains(&format!(" {} ", self.volume));
+        if is_mounted {
+            self.inside(&["umount", "-l", &self.volume]);
         }
         drop(fs::remove_dir_all(&self.kept));
     }
+}
+
+/// What nsenter is told to see a node's mounts: those of its containerd.
+fn mounts_of(node: &str) -> String {
+    let name = std::env::var("QUORATE_CLUSTER").expect("QUORATE_CLUSTER is set by `cargo verify`");
+    let wanted = format!("/var/lib/quorate/{name}/{node}/containerd.toml");
+    let is_it = |process: &PathBuf| {
+        let command = fs::read_to_string(process.join("cmdline")).unwrap_or_default();
+        command.split('\0').any(|word| word == wanted)
+    };
+    let process = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).find(is_it);
+    format!("--mount={}/ns/mnt", process.expect("the node's containerd runs").display())
 }
 
 /// A member's link: the network namespace of its Pod. What is done in there goes with the Pod.
