@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 
-use crate::full::commit;
+use crate::full::{MATRIX, commit};
 use crate::verify::{Options, Setting, Tally, on_a_cluster_of};
 
 /// A member more than nodes are needed: one that a node takes along must find another.
 const NODES: u8 = 4;
 /// The whole matrix, and then some.
-const LONGEST: Duration = Duration::from_mins(180);
+const LONGEST: Duration = Duration::from_hours(3);
 /// A whole run of `cargo chaos` takes so much longer than its faults.
 const BESIDES: Duration = Duration::from_mins(15);
 /// Seconds that a cell waits for anything: three clusters share two cores.
@@ -50,7 +50,7 @@ pub(crate) fn matrix(options: &Matrix) -> Result<()> {
     let variables = [
         ("QUORATE_FAULTS", options.only.clone()),
         ("QUORATE_FAULTS_AGAIN", u8::from(options.again).to_string()),
-        ("QUORATE_COMMIT", commit("docs/fault-matrix.md")?),
+        ("QUORATE_COMMIT", commit(MATRIX)?),
     ];
     one_story("faults", "faults::matrix::the_fault_matrix", options.keep, LONGEST, &variables)
 }
