@@ -52,10 +52,9 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
     }
     // Nobody is asked whose container does not run: how it ended is known all the same.
     let silence = match observed.survey.get(name) {
-        Some(Ok(_)) => return None,
-        Some(Err(silence)) => silence.to_string(),
-        None if pod.last_exit.is_some() => "its container does not run".to_owned(),
-        None => return None,
+        Some(Err(silence)) => silence.as_str(),
+        None if pod.last_exit.is_some() => "its container does not run",
+        Some(Ok(_)) | None => return None,
     };
     let (reason, message) = match &pod.last_exit {
         // While the container restarts in a circle it is mostly running: the sentence must not change with it.
