@@ -10,7 +10,7 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Secret};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
-use quorate::api::cluster::EtcdClusterStatus;
+use quorate::api::cluster::{EtcdClusterStatus, MemberStatus};
 use quorate::api::replacement::Phase;
 use quorate::api::{EtcdCluster, EtcdMemberReplacement};
 use quorate::etcd::survey::survey;
@@ -93,9 +93,15 @@ pub(crate) async fn happens(story: &Story, fault: Fault, turn: usize) -> Duratio
     let before = story.healthy().await;
     let size = before.members.len();
     let expected = fault.expected(size).expect("the fault makes sense at this size");
-    let leader = before.members.iter().find(|member| member.role == "leader");
-    let target = if fault == Fault::LeaderKilled { leader } else { before.members.get(turn % size) };
-    let target = target.expect("there is such a member").name.clone();
+    let leads = |member: &&MemberStatus| member.role == "leader";
+    // A node that takes two members along is another fault: who is merely down waits for all others.
+    let lives_alone =
+        |member: &&MemberStatus| before.members.iter().filter(|other| other.node == member.node).count() == 1;
+    let is_candidate = |member: &&MemberStatus| {
+        (fault != Fault::LeaderKilled || leads(member)) && (!fault.is_alone() || lives_alone(member))
+    };
+    let candidates: Vec<&MemberStatus> = before.members.iter().filter(is_candidate).collect();
+    let target = candidates.get(turn % candidates.len().max(1)).expect("there is such a member").name.clone();
     let prefix = format!("{:08x}-", rand::random::<u32>());
     Scene { story, fault, expected, before, target, prefix }.play().await
 }
@@ -340,11 +346,15 @@ impl Scene<'_> {
     async fn raise_alarm(&self) -> Undo {
         let id = self.before.members.iter().find(|member| member.name == self.target);
         let id = id.and_then(|member| u64::from_str_radix(member.member_id.as_ref()?, 16).ok()).unwrap();
-        let mut etcd = self.story.etcd(self.other(0)).await;
         harm::damage(self.story, &self.target, &Damage::Wiped, false).await;
-        let mut options = AlarmOptions::new();
-        options.with_member(id);
-        etcd.alarm(AlarmAction::Activate, AlarmType::Nospace, Some(options)).await.unwrap();
+        // If it led, there is no leader for a moment.
+        let raised = async || {
+            let mut options = AlarmOptions::new();
+            options.with_member(id);
+            let mut etcd = self.story.etcd(self.other(0)).await;
+            etcd.alarm(AlarmAction::Activate, AlarmType::Nospace, Some(options)).await.ok()
+        };
+        drop(eventually("the alarm is raised", raised).await);
         Undo::Nothing
     }
 
