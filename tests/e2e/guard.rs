@@ -9,6 +9,7 @@ use kube::api::{Patch, PatchParams};
 use quorate::api::EtcdCluster;
 use serde_json::json;
 
+use crate::faults::harm::exchange;
 use crate::support::{Story, copy, eventually, identities, kill_in_pod, story};
 
 /// Ends the container's processes at once, so that the kubelet starts the container again in the same Pod.
@@ -105,13 +106,7 @@ async fn swapped(story: &Story, part: &str) {
     pause(story, true).await;
     story.delete_pod("main-0").await;
     story.delete_pod("main-1").await;
-    let swap = || {
-        let aside = first.with_extension("aside");
-        fs::create_dir_all(&aside).unwrap();
-        exchange(&first, &second, &aside);
-        fs::remove_dir(&aside).unwrap();
-    };
-    swap();
+    exchange(&first, &second);
     pause(story, false).await;
     story.member_health("main-0", "ForeignVolume").await;
     story.member_health("main-1", "ForeignVolume").await;
@@ -120,22 +115,10 @@ async fn swapped(story: &Story, part: &str) {
     pause(story, true).await;
     story.delete_pod("main-0").await;
     story.delete_pod("main-1").await;
-    swap();
+    exchange(&first, &second);
     pause(story, false).await;
     assert_eq!(identities(&story.healthy().await), before);
     assert_eq!(story.count("main-0", "key-").await, 20);
-}
-
-/// Exchanges what is in two folders; the folders themselves stay, since one is a mount.
-fn exchange(first: &Path, second: &Path, aside: &Path) {
-    let shift = |from: &Path, to: &Path| {
-        for entry in fs::read_dir(from).unwrap().flatten() {
-            fs::rename(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    };
-    shift(first, aside);
-    shift(second, first);
-    shift(aside, second);
 }
 
 #[tokio::test]

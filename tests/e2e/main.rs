@@ -18,6 +18,7 @@ mod alone_chart;
 mod bad_input;
 mod bootstrap;
 mod certificates;
+mod faults;
 mod gitops;
 mod guard;
 mod heal;

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, ListParams};
 use kube::{Api, Client, ResourceExt};
 
-use crate::support::{cluster_tool, eventually, kubectl, processes};
+use crate::support::{cluster_tool, eventually, kill_in_pod, kubectl, processes};
 
 const NAMESPACE: &str = "quorate-system";
 const ACCOUNT: &str = "system:serviceaccount:quorate-system:quorate-operator";
@@ -97,4 +99,25 @@ pub(crate) fn writes(since: Timestamp) -> Vec<Write> {
         Write { time: word(0), verb: word(1), resource: word(2), object: word(3), code: word(4) }
     });
     all.filter(|write| write.resource != "leases").collect()
+}
+
+/// Kills every operator again and again; returns how many.
+pub(crate) async fn kill_operators(life: Duration, stop: &AtomicBool) -> usize {
+    let mut tick = tokio::time::interval(life);
+    let mut killed = 0;
+    while !stop.load(Ordering::Relaxed) {
+        tick.tick().await;
+        killed += kill_operators_once().await;
+    }
+    killed
+}
+
+/// Kills -9 every operator that runs; returns how many.
+pub(crate) async fn kill_operators_once() -> usize {
+    let client = Client::try_default().await.unwrap();
+    let api: Api<Pod> = Api::namespaced(client, NAMESPACE);
+    let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
+    let Ok(pods) = api.list(&selector).await else { return 0 };
+    let uids = pods.items.iter().filter_map(ResourceExt::uid);
+    uids.map(|uid| kill_in_pod(&uid, "quorate operator")).sum()
 }

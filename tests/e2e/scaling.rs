@@ -4,12 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use etcd_client::Client as Etcd;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
-use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::support::{Story, eventually, full, kill_in_pod, measured, story, story_alone};
+use crate::operator::kill_operators;
+use crate::support::{Story, eventually, full, measured, story, story_alone};
 use quorate::etcd::connect::connect;
 
 /// An operator lives so long.
@@ -61,25 +59,6 @@ async fn write(story: &Story, stop: &AtomicBool) -> Written {
     written
 }
 
-/// Kills every operator again and again.
-async fn kill_operators(story: &Story, stop: &AtomicBool) -> usize {
-    let api: Api<Pod> = Api::namespaced(story.client.clone(), "quorate-system");
-    let mut tick = tokio::time::interval(LIFE);
-    let mut killed = 0;
-    while !stop.load(Ordering::Relaxed) {
-        tick.tick().await;
-        let selector = ListParams::default().labels("app.kubernetes.io/component=operator");
-        let Ok(pods) = api.list(&selector).await else { continue };
-        killed += pods
-            .items
-            .iter()
-            .filter_map(ResourceExt::uid)
-            .map(|uid| kill_in_pod(&uid, "quorate operator"))
-            .sum::<usize>();
-    }
-    killed
-}
-
 /// Looks at the member list all the time: (most learners at once, longest time with an even number of voters).
 pub(crate) async fn watch(story: &Story, stop: &AtomicBool) -> (usize, Duration) {
     let identity = story.identity().await;
@@ -120,7 +99,7 @@ async fn scales(sizes: &[i32], version: &str, kill: bool) {
         story.create(json!({"replicas": first, "version": version})).await;
         story.healthy().await;
         let stop = AtomicBool::new(false);
-        let killer = async || if kill { kill_operators(story, &stop).await } else { 0 };
+        let killer = async || if kill { kill_operators(LIFE, &stop).await } else { 0 };
         let path = async {
             let mut times = Vec::new();
             for size in rest {

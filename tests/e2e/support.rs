@@ -23,9 +23,11 @@ use quorate_history::record;
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
-/// Longest wait for anything: far above what a loaded machine of two cores needs; long stories load it more.
+/// Longest wait for anything: far above what a loaded machine of two cores needs; long stories load it more, and `cargo
+/// faults` and `cargo chaos` say what they need.
 fn deadline() -> Duration {
-    Duration::from_secs(if full() { 900 } else { 150 })
+    let said = std::env::var("QUORATE_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
+    Duration::from_secs(said.unwrap_or(if full() { 900 } else { 150 }))
 }
 
 /// Whether this is a part of `cargo verify --full`: the same stories, with larger numbers.
@@ -256,10 +258,18 @@ impl Story {
     /// Lets clients write, read and watch while something happens, and judges all that they saw by etcd's promises. To
     /// be called on a cluster that serves, of certificates of its own.
     pub(crate) async fn under_load<T>(&self, happens: impl Future<Output = T>) -> (T, Verdict) {
+        self.under_load_of(record::Settings::default(), happens).await
+    }
+
+    pub(crate) async fn under_load_of<T>(
+        &self,
+        settings: record::Settings,
+        happens: impl Future<Output = T>,
+    ) -> (T, Verdict) {
         let identity = Some(self.identity().await);
         let stop = AtomicBool::new(false);
         let addresses = async || self.addresses().await;
-        let load = record::run(addresses, identity.clone(), record::Settings::default(), &stop);
+        let load = record::run(addresses, identity.clone(), settings, &stop);
         let happens = async {
             let outcome = happens.await;
             stop.store(true, Ordering::Relaxed);
@@ -301,6 +311,16 @@ impl Story {
             (written == count).then_some(())
         };
         eventually("all writes are acknowledged", &mut next).await;
+    }
+
+    /// Writes `count` keys `<prefix><number>`, many at a time.
+    pub(crate) async fn write_at_once(&self, prefix: &str, count: usize) {
+        let writers = 50;
+        let all = (0..writers).map(async |writer| {
+            let share = count / writers + usize::from(writer < count % writers);
+            self.write(&format!("{prefix}{writer}-"), share).await;
+        });
+        futures::future::join_all(all).await;
     }
 
     /// How many keys with that prefix a linearizable read finds.

@@ -17,7 +17,7 @@ use crate::api::replacement::{
     EtcdMemberReplacement, EtcdMemberReplacementSpec, EtcdMemberReplacementStatus, Phase,
 };
 use crate::etcd::connect::Address;
-use crate::etcd::failure::{Exit, Failure};
+use crate::etcd::failure::{Exit, Failure, telling};
 use crate::etcd::flags::is_checked;
 use crate::etcd::hash::Hashes;
 use crate::etcd::survey::{Answer, ListedMember, Survey};
@@ -524,7 +524,7 @@ impl GuardReport {
             (None, Some(code)) => format!("etcd ended with exit code {code}"),
             (None, None) => "etcd ended".to_owned(),
         };
-        match self.lines.last() {
+        match telling(&self.lines) {
             Some(line) => format!("{how}: {line}"),
             None => how,
         }

@@ -67,10 +67,11 @@ pub(crate) fn lines(cluster: &Cluster, options: &Options) -> Result<Vec<String>>
     Ok(found)
 }
 
-/// Every right that a user has used, if only once, and was not refused.
+/// Every right that a user has used, if only once, and was not refused. A patch that makes an object (server-side apply)
+/// needs the right to create it, too.
 pub(crate) fn used(cluster: &Cluster, user: &str) -> Result<BTreeSet<Use>> {
     let mut found = BTreeSet::new();
-    each(cluster, |line| found.extend(right(line, user)))?;
+    each(cluster, |line| found.extend(rights(line, user)))?;
     Ok(found)
 }
 
@@ -93,12 +94,16 @@ fn each(cluster: &Cluster, mut take: impl FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-fn right(line: &str, user: &str) -> Option<Use> {
-    let entry: Entry = serde_json::from_str(line).ok()?;
+fn rights(line: &str, user: &str) -> Vec<Use> {
+    let Ok(entry) = serde_json::from_str::<Entry>(line) else { return Vec::new() };
     let Object { api_group, resource, subresource, .. } = entry.object_ref;
     let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
-    let refused = entry.response_status.code == 403;
-    (entry.user.username == user && !refused).then_some((api_group, resource, entry.verb))
+    if entry.user.username != user || entry.response_status.code == 403 {
+        return Vec::new();
+    }
+    let makes = entry.response_status.code == 201 && entry.verb == "patch";
+    let also = makes.then(|| (api_group.clone(), resource.clone(), "create".to_owned()));
+    also.into_iter().chain([(api_group, resource, entry.verb)]).collect()
 }
 
 /// The last line may be half written: it is skipped.
@@ -130,9 +135,10 @@ mod tests {
         assert_eq!(of("operator", "2026-11-21T12:00:01"), None);
         assert_eq!(of("somebody", ""), None);
         let group = line.replace("etcdclusters\"", "etcdclusters\",\"apiGroup\":\"quorate.dev\"");
-        let right_used = ("quorate.dev".to_owned(), "etcdclusters/status".to_owned(), "patch".to_owned());
-        assert_eq!(right(&group, "operator"), Some(right_used));
-        assert_eq!(right(&group.replace("200", "403"), "operator"), None);
+        let used = |verb: &str| ("quorate.dev".to_owned(), "etcdclusters/status".to_owned(), verb.to_owned());
+        assert_eq!(rights(&group, "operator"), [used("patch")]);
+        assert_eq!(rights(&group.replace("200", "201"), "operator"), [used("create"), used("patch")]);
+        assert_eq!(rights(&group.replace("200", "403"), "operator"), []);
         let read = line.replace("\"patch\"", "\"get\"");
         assert_eq!(told(&read, &Options { user: None, since: String::new() }), None);
         assert_eq!(told(line.get(..100).unwrap(), &Options { user: None, since: String::new() }), None);

@@ -69,6 +69,8 @@ const PARTS: &[Part] = &[
 /// The first part of all.
 const SHORT_FORM: &str = "the short form";
 const DOCUMENT: &str = "docs/full.md";
+/// What `cargo faults` writes.
+pub(crate) const MATRIX: &str = "docs/fault-matrix.md";
 
 struct Part {
     name: &'static str,
@@ -102,7 +104,7 @@ struct Outcome {
 pub(crate) fn run(options: &Options, setting: &Setting) -> Result<()> {
     let memory = cache()?.join("full").join(content()?);
     println!("what passes is remembered in {}", memory.display());
-    let commit = commit()?;
+    let commit = commit(DOCUMENT)?;
     let mut whole = Tally::default();
     let begun = Instant::now();
     let mut ended = |name: &str, shows: &str, run: &mut dyn FnMut(&mut Tally) -> Result<()>| -> Result<u64> {
@@ -178,13 +180,13 @@ impl Part {
     }
 }
 
-/// A hash of all files that git does not ignore, as they are now, but for the document that is written here.
+/// A hash of all files that git does not ignore, as they are now, but for the documents that long runs write.
 fn content() -> Result<String> {
     let checkout = checkout()?;
     let mut list = command(&["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
     let list = finish(list.current_dir(&checkout)).context("the long form needs a git checkout")?;
     let mut files: Vec<&str> =
-        list.split('\0').filter(|file| !file.is_empty() && *file != DOCUMENT).collect();
+        list.split('\0').filter(|file| !["", DOCUMENT, MATRIX].contains(file)).collect();
     files.sort_unstable();
     files.dedup();
     let mut hash = Sha256::new();
@@ -196,12 +198,12 @@ fn content() -> Result<String> {
     Ok(short(hash))
 }
 
-/// The commit, with a `+` if the checkout differs from it.
-fn commit() -> Result<String> {
+/// The commit, with a `+` if the checkout differs from it, but for a page that is being written.
+pub(crate) fn commit(page: &str) -> Result<String> {
     let checkout = checkout()?;
     let git = |words: &[&str]| finish(command(&[&["git"], words].concat()).current_dir(&checkout));
     let commit = git(&["rev-parse", "--short=10", "HEAD"])?;
-    let exception = format!(":(exclude){DOCUMENT}");
+    let exception = format!(":(exclude){page}");
     let changes = git(&["status", "--porcelain", "--", ".", &exception])?;
     Ok(format!("{}{}", commit.trim(), if changes.trim().is_empty() { "" } else { "+" }))
 }

@@ -20,6 +20,7 @@ mod certificates;
 mod control_plane;
 mod demo;
 mod faults;
+mod faulty;
 mod full;
 mod images;
 mod lifecycle;
@@ -143,6 +144,10 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         minutes: u64,
     },
+    /// Do every fault to every kind of cluster, and write what comes of it into docs/fault-matrix.md.
+    Faults(faulty::Matrix),
+    /// Do faults by lot to clusters under load.
+    Chaos(faulty::Chaos),
 }
 
 fn main() -> ExitCode {
@@ -199,6 +204,8 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(options) => demo::run(&options)?,
         Command::Verify(options) => verify::run(&options)?,
         Command::Explore { minutes } => explore(minutes)?,
+        Command::Faults(options) => faulty::matrix(&options)?,
+        Command::Chaos(options) => faulty::chaos(&options)?,
     }
     Ok(())
 }

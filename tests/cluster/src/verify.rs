@@ -53,20 +53,8 @@ pub(crate) struct Setting {
 
 /// Runs everything. A step that fails does not keep the later ones from running, unless they need it.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
-    // Before the tests' build puts another file in its place.
-    let tool = std::env::current_exe()?;
     let mut tally = Tally::default();
-    let begun = Instant::now();
-    setup::ensure()?;
-    tally.done("set-up", begun, 1, 0);
-    let begun = Instant::now();
-    let programs = programs::ensure()?;
-    tally.done("programs of the test cluster", begun, 1, 0);
-    let setting = Setting { stop, tool, programs };
+    let setting = Setting::prepare(&mut tally)?;
     if options.full {
         return full::run(options, &setting);
     }
@@ -102,7 +90,31 @@ pub(crate) fn short_form(options: &Options, setting: &Setting, tally: &mut Tally
     })
 }
 
+impl Options {
+    /// What other commands than `cargo verify` need of it.
+    pub(crate) fn keeping(keep: bool) -> Self {
+        Self { keep, full: false, part: None }
+    }
+}
+
 impl Setting {
+    /// Installs what the machine lacks.
+    pub(crate) fn prepare(tally: &mut Tally) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            signal_hook::flag::register(signal, stop.clone())?;
+        }
+        // Before the tests' build puts another file in its place.
+        let tool = std::env::current_exe()?;
+        let begun = Instant::now();
+        setup::ensure()?;
+        tally.done("set-up", begun, 1, 0);
+        let begun = Instant::now();
+        let programs = programs::ensure()?;
+        tally.done("programs of the test cluster", begun, 1, 0);
+        Ok(Self { stop, tool, programs })
+    }
+
     /// A command of cargo's.
     pub(crate) fn cargo(&self, words: &[&str]) -> Command {
         let mut command = process::cargo();
@@ -126,15 +138,26 @@ impl Setting {
     }
 }
 
-/// Brings a cluster up, does what is to be done on it, and takes it down.
+/// Brings a cluster of three nodes up, does what is to be done on it, and takes it down.
 pub(crate) fn on_a_cluster(
     name: &str,
     options: &Options,
     tally: &mut Tally,
     work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
 ) -> Result<()> {
+    on_a_cluster_of(3, name, options, tally, work)
+}
+
+/// The same with so many nodes.
+pub(crate) fn on_a_cluster_of(
+    nodes: u8,
+    name: &str,
+    options: &Options,
+    tally: &mut Tally,
+    work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
+) -> Result<()> {
     let before = lifecycle::traces();
-    let outcome = on(name, tally, work);
+    let outcome = on(nodes, name, tally, work);
     if options.keep && (outcome.is_err() || tally.failed() > 0) {
         println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
     } else {
@@ -145,11 +168,16 @@ pub(crate) fn on_a_cluster(
     outcome
 }
 
-fn on(name: &str, tally: &mut Tally, work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>) -> Result<()> {
+fn on(
+    nodes: u8,
+    name: &str,
+    tally: &mut Tally,
+    work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
+) -> Result<()> {
     let begun = Instant::now();
-    let cluster = lifecycle::up(name, 3, false)?;
+    let cluster = lifecycle::up(name, nodes, false)?;
     lifecycle::load(&cluster)?;
-    tally.done("a Kubernetes of three nodes", begun, 1, 0);
+    tally.done(&format!("a Kubernetes of {nodes} nodes"), begun, 1, 0);
     work(&cluster, tally)
 }
 

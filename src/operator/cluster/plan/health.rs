@@ -50,7 +50,12 @@ fn pod_finding(observed: &Observed, name: &str, pod: &MemberPod) -> Option<Findi
     if first_start && pod.last_exit.is_none() {
         return None; // It starts for the first time: nothing is wrong yet.
     }
-    let silence = observed.survey.get(name)?.as_ref().err()?;
+    // Nobody is asked whose container does not run: how it ended is known all the same.
+    let silence = match observed.survey.get(name) {
+        Some(Err(silence)) => silence.as_str(),
+        None if pod.last_exit.is_some() => "its container does not run",
+        Some(Ok(_)) | None => return None,
+    };
     let (reason, message) = match &pod.last_exit {
         // While the container restarts in a circle it is mostly running: the sentence must not change with it.
         Some(report) if pod.ended_recently || !pod.running => (
