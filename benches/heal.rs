@@ -173,7 +173,8 @@ impl<'a> Patient<'a> {
     }
 
     /// Each act once. Before older data and before half a log stands a restart: the guard has then seen how far the
-    /// log had come, as it has of any volume that is not seconds old.
+    /// log had come, as it has of any volume that is not seconds old. All but the last are done to one member, since
+    /// etcd adds nobody while another has been connected for less than five seconds.
     async fn run(&self, samples: &mut Vec<Sample>) {
         let member = self.member("follower").await.name;
         let older = self.copy(&member).await;
@@ -184,8 +185,8 @@ impl<'a> Patient<'a> {
             Act::Halved,
             Act::Wiped,
             Act::Damaged,
-            Act::Joined,
             Act::Gone,
+            Act::Joined,
         ] {
             let seconds = match act {
                 Act::Restarted => {
@@ -195,8 +196,8 @@ impl<'a> Patient<'a> {
                 Act::RolledBack | Act::Halved | Act::Wiped | Act::Damaged => {
                     self.healed(&member, |volume| harm(act, volume, &older)).await
                 }
-                Act::Joined => self.joined(&member).await,
-                Act::Gone => self.replaced().await,
+                Act::Gone => self.replaced(&member).await,
+                Act::Joined => self.joined().await,
             };
             println!("{} MiB, {}: {seconds:.2} s", self.size, act.words());
             samples.push(Sample { size: self.size, act, seconds });
@@ -229,19 +230,19 @@ impl<'a> Patient<'a> {
         begun.elapsed().as_secs_f64()
     }
 
-    async fn replaced(&self) -> f64 {
+    async fn replaced(&self, member: &str) -> f64 {
         let old = self.status().await;
-        let member = self.member("follower").await.name;
         let begun = Instant::now();
         let how = DeleteParams::default();
-        drop(self.api::<PersistentVolumeClaim>().delete(&member, &how).await.unwrap());
-        drop(self.api::<Pod>().delete(&member, &how).await.unwrap());
-        self.without(&member, &old).await;
+        drop(self.api::<PersistentVolumeClaim>().delete(member, &how).await.unwrap());
+        drop(self.api::<Pod>().delete(member, &how).await.unwrap());
+        self.without(member, &old).await;
         begun.elapsed().as_secs_f64()
     }
 
     /// Seen in etcd's own list.
-    async fn joined(&self, member: &str) -> f64 {
+    async fn joined(&self) -> f64 {
+        let member = self.member("follower").await.name;
         let mut etcd = self.etcd().await;
         let listed = etcd.member_list().await.unwrap();
         let old: Vec<u64> = listed.members().iter().map(etcd_client::Member::id).collect();
