@@ -42,6 +42,9 @@ const VALUES: usize = 8;
 const WRITERS: usize = 32;
 /// Pause between the writes of one client that uses the cluster all the time.
 const IN_USE: Duration = Duration::from_millis(100);
+/// So long all has to be well before the next act. etcd adds nobody while another has been connected for less than five
+/// seconds, and a kubelet that is busy with another change of a Pod comes to its deletion a second later.
+const SETTLED: Duration = Duration::from_secs(6);
 /// Transactions that the older copy lacks, and that the halved log loses half of.
 const AFTER: usize = 25;
 
@@ -173,8 +176,7 @@ impl<'a> Patient<'a> {
     }
 
     /// Each act once. Before older data and before half a log stands a restart: the guard has then seen how far the
-    /// log had come, as it has of any volume that is not seconds old. All but the last are done to one member, since
-    /// etcd adds nobody while another has been connected for less than five seconds.
+    /// log had come, as it has of any volume that is not seconds old.
     async fn run(&self, samples: &mut Vec<Sample>) {
         let member = self.member("follower").await.name;
         let older = self.copy(&member).await;
@@ -273,8 +275,9 @@ impl<'a> Patient<'a> {
         .await;
     }
 
-    /// Three healthy voters, and nothing more to do.
+    /// Three healthy voters, and nothing more to do, for a while.
     async fn well(&self) {
+        let mut since = Instant::now();
         until("all is well", async || {
             let requests =
                 self.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;
@@ -282,7 +285,10 @@ impl<'a> Patient<'a> {
                 let phase = request.status.as_ref().and_then(|status| status.phase);
                 phase.unwrap_or_default().is_over()
             };
-            requests.iter().all(over) && is_well(&self.status().await)
+            if !requests.iter().all(over) || !is_well(&self.status().await) {
+                since = Instant::now();
+            }
+            since.elapsed() >= SETTLED
         })
         .await;
     }
