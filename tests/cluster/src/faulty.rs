@@ -6,10 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 
 use crate::full::{MATRIX, commit};
-use crate::verify::{Options, Setting, Tally, on_a_cluster_of};
+use crate::verify::{Options, Setting, Tally, on_a_cluster};
 
-/// A member more than nodes are needed: one that a node takes along must find another.
-const NODES: u8 = 4;
 /// The whole matrix, and then some.
 const LONGEST: Duration = Duration::from_hours(3);
 /// A whole run of `cargo chaos` takes so much longer than its faults.
@@ -77,7 +75,7 @@ fn one_story(
     let mut tally = Tally::default();
     let setting = Setting::prepare(&mut tally)?;
     let cluster = format!("{name}-{}", std::process::id());
-    on_a_cluster_of(NODES, &cluster, &Options::keeping(keep), &mut tally, |cluster, tally| {
+    on_a_cluster(&cluster, &Options::keeping(keep), &mut tally, |cluster, tally| {
         let mut command = setting.stories(cluster, 1);
         command.args(["--exact", story, "--nocapture"]).env("QUORATE_PATIENCE", PATIENCE);
         command.envs(variables.iter().map(|(name, value)| (name, value)));

@@ -138,26 +138,18 @@ impl Setting {
     }
 }
 
-/// Brings a cluster of three nodes up, does what is to be done on it, and takes it down.
+/// A member more than nodes are needed: one that a node takes along must find another.
+const NODES: u8 = 4;
+
+/// Brings a cluster up, does what is to be done on it, and takes it down.
 pub(crate) fn on_a_cluster(
     name: &str,
     options: &Options,
     tally: &mut Tally,
     work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
 ) -> Result<()> {
-    on_a_cluster_of(3, name, options, tally, work)
-}
-
-/// The same with so many nodes.
-pub(crate) fn on_a_cluster_of(
-    nodes: u8,
-    name: &str,
-    options: &Options,
-    tally: &mut Tally,
-    work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
-) -> Result<()> {
     let before = lifecycle::traces();
-    let outcome = on(nodes, name, tally, work);
+    let outcome = on(name, tally, work);
     if options.keep && (outcome.is_err() || tally.failed() > 0) {
         println!("kept: the cluster {name}; `cargo cluster down --name {name}` takes it away");
     } else {
@@ -168,16 +160,11 @@ pub(crate) fn on_a_cluster_of(
     outcome
 }
 
-fn on(
-    nodes: u8,
-    name: &str,
-    tally: &mut Tally,
-    work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>,
-) -> Result<()> {
+fn on(name: &str, tally: &mut Tally, work: impl FnOnce(&Cluster, &mut Tally) -> Result<()>) -> Result<()> {
     let begun = Instant::now();
-    let cluster = lifecycle::up(name, nodes, false)?;
+    let cluster = lifecycle::up(name, NODES, false)?;
     lifecycle::load(&cluster)?;
-    tally.done(&format!("a Kubernetes of {nodes} nodes"), begun, 1, 0);
+    tally.done(&format!("a Kubernetes of {NODES} nodes"), begun, 1, 0);
     work(&cluster, tally)
 }
 
