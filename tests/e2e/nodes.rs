@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::replace::lowest_margin;
 use crate::scaling::watch;
-use crate::support::{Story, kubectl, measured, story_alone};
+use crate::support::{Story, identities, kubectl, measured, story_alone};
 
 /// A node under `kubectl drain`; it takes Pods again at the end, whatever happens.
 struct Drained(String);
@@ -73,6 +73,43 @@ async fn with_surge_every_node_is_drained_and_no_failure_would_have_hurt() {
             "all nodes of a cluster of 3 drained: lowest margin {lowest}; {}",
             verdict.summary()
         ));
+    })
+    .await;
+}
+
+/// Its volume is on its node, so it waits for that; meanwhile the PodDisruptionBudget lets nobody else be evicted.
+#[tokio::test]
+async fn without_surge_a_member_waits_for_its_node_and_no_second_one_is_evicted() {
+    story_alone("evicted", async |story| {
+        story.create(json!({})).await;
+        let before = story.healthy().await;
+        let node = |number: usize| before.members[number].node.clone().unwrap();
+        let drain = async {
+            let drained = Drained::of(&node(0)).await;
+            story.member_health(&before.members[0].name, "Unschedulable").await;
+            let name = node(1);
+            let second = tokio::task::spawn_blocking(move || {
+                Command::new("kubectl")
+                    .args([
+                        "drain",
+                        &name,
+                        "--pod-selector=quorate.dev/cluster=main",
+                        "--delete-emptydir-data",
+                    ])
+                    .args(["--ignore-daemonsets", "--timeout=8s"])
+                    .output()
+                    .unwrap()
+            });
+            let second = second.await.unwrap();
+            drop(Drained(node(1)));
+            let said = String::from_utf8_lossy(&second.stderr);
+            assert!(!second.status.success() && said.contains("disruption budget"), "{said}");
+            drop(drained);
+            story.healthy().await
+        };
+        let (after, verdict) = story.under_load(drain).await;
+        assert_eq!(identities(&after), identities(&before));
+        measured(&format!("a node drained without surge, and back: {}", verdict.summary()));
     })
     .await;
 }

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use kube::api::{DeleteParams, ListParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::support::{eventually, identities, kill_in_pod, story};
@@ -47,6 +47,25 @@ async fn a_killed_etcd_and_a_killed_guard_are_started_again_in_place() {
             };
             eventually("the container was started again", restarted).await;
         }
+        assert_eq!(identities(&story.healthy().await), before);
+        assert_eq!(story.count("main-1", "key-").await, 50);
+    })
+    .await;
+}
+
+/// As a node leaves its Pods when it is shut down in an orderly way.
+#[tokio::test]
+async fn a_pod_that_has_ended_is_made_again_as_the_same_member() {
+    story("ended", async |story| {
+        story.create(json!({})).await;
+        let before = identities(&story.healthy().await);
+        story.write("key-", 50).await;
+        let old = story.pod("main-1").await.unwrap().uid();
+        let ended = Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
+        let pods = story.api::<Pod>();
+        pods.patch_status("main-1", &PatchParams::default(), &ended).await.unwrap();
+        let again = async || story.pod("main-1").await.filter(|pod| pod.uid() != old);
+        eventually("the Pod is made again", again).await;
         assert_eq!(identities(&story.healthy().await), before);
         assert_eq!(story.count("main-1", "key-").await, 50);
     })
