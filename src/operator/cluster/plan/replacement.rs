@@ -35,7 +35,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     requests.sort_by_key(|request| (!urgent(request), !request.repair));
     for request in requests {
         let verdict = match request.phase() {
-            Phase::Running if gives_way(observed, roster.as_ref(), request) => {
+            Phase::Running if gives_way(desired, observed, roster.as_ref(), request) => {
                 Verdict::pending("Another member needs a repair, which goes first.".to_owned())
             }
             Phase::Running => progress(desired, observed, roster.as_ref(), request),
@@ -72,14 +72,15 @@ fn forget(observed: &Observed, plan: &mut Plan) {
     plan.forgotten.extend(over.into_iter().take(old).map(|request| request.name.clone()));
 }
 
-/// Whether a running one goes back to wait for a repair: while nothing but a learner would be lost.
-fn gives_way(observed: &Observed, roster: Option<&Roster>, request: &Request) -> bool {
+/// Whether a running one goes back to wait for a repair: while nothing but a learner would be lost, or after a growth has
+/// taken the new member for one of its own, so that one more would have to join first.
+fn gives_way(desired: &Desired, observed: &Observed, roster: Option<&Roster>, request: &Request) -> bool {
     let (Some(roster), Some(exchange)) = (roster, Exchange::of(observed)) else { return false };
     let waits =
         |other: &Request| is_urgent(roster, other) && other.phase() == Phase::Pending && !other.deleting;
     let new = new_member(observed, roster, &exchange);
     let votes = votes(roster, &exchange, new.as_deref());
-    let begun = exchange.seat(roster).is_none() || votes;
+    let begun = exchange.seat(roster).is_none() || (votes && roster.voters.len() > desired.replicas);
     !is_urgent(roster, request) && observed.requests.iter().any(waits) && !begun
 }
 
