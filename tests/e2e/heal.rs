@@ -14,6 +14,7 @@ use crate::support::{eventually, measured, story};
 async fn heals(version: &str, fault: Fault) {
     story(&format!("heal{}", (fault as u8)), async |story| {
         story.create(json!({"version": version})).await;
+        story.healthy().await;
         let told = cell(story, fault).await;
         let verdict = told.verdict.expect("it was under load");
         measured(&format!(
@@ -114,6 +115,7 @@ async fn a_corrupt_alarm_is_answered_by_a_comparison_and_disarmed() {
 async fn two_of_three_wiped_are_refused() {
     story("two", async |story| {
         story.create(json!({})).await;
+        story.healthy().await;
         let told = cell(story, Fault::MostWiped).await;
         measured(&format!(
             "two of three wiped: refused after {:.1} s, and all is there when they are put back",
