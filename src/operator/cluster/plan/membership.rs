@@ -34,7 +34,7 @@
 
 use super::super::desired::Desired;
 use super::super::manifests::volume as volumes;
-use super::super::observed::{Intent, Observed, Volume, VolumeState};
+use super::super::observed::{Intent, MemberPod, Observed, Volume, VolumeState};
 use super::exchange::{Exchange, How, is_given_up, is_marked, makes_way, wanted};
 use super::roster::{Roster, Seat};
 use super::{Change, Ensure, Finding, Plan, Step, is_ours};
@@ -389,7 +389,7 @@ fn leave(
     plan: &mut Plan,
 ) {
     let leader_is_lost = leaving.iter().any(|seat| !seat.healthy && Some(seat.id) == roster.leader);
-    if leaving.iter().any(|seat| still_runs(observed, seat, plan))
+    if leaving.iter().any(|seat| still_runs(desired, observed, seat, plan))
         || roster.leader.is_none()
         || leader_is_lost
     {
@@ -411,7 +411,7 @@ fn leave(
         }
         return;
     }
-    if leaving.iter().any(|seat| still_uses_its_volume(observed, roster, seat, plan)) {
+    if leaving.iter().any(|seat| still_uses_its_volume(desired, observed, roster, seat, plan)) {
         return;
     }
     let calls = leaving.iter().map(|seat| Call::Remove(seat.id)).collect();
@@ -421,26 +421,38 @@ fn leave(
 /// Before a volume is wiped, nobody may be on it: its Pod is stopped, and seen to be gone, while its member can still
 /// come back. The mark on the volume comes first. In a shrink to one, the one who stays cannot decide alone before the
 /// other is removed: there it runs until then, and its Pod goes before its volume begins anew (`exchange`).
-fn still_uses_its_volume(observed: &Observed, roster: &Roster, seat: &Seat, plan: &mut Plan) -> bool {
+fn still_uses_its_volume(
+    desired: &Desired,
+    observed: &Observed,
+    roster: &Roster,
+    seat: &Seat,
+    plan: &mut Plan,
+) -> bool {
     let wiped = Exchange::of(observed).is_some_and(|it| it.id == seat.id && it.how == How::Wipe);
     if !wiped || roster.healthy_beside(seat) < quorum(roster.voters.len()) {
         return false;
     }
     let marked = seat.intent() == Some(Intent::Wipe(seat.id));
-    if let Some(pod) = observed.pods.get(&seat.name).filter(|pod| marked && !pod.deleting) {
+    if let Some(pod) = own_pod(desired, observed, seat).filter(|_| marked) {
         let why = "its member makes way, and its volume is used again: it is stopped before it is removed";
         plan.step.get_or_insert(Step::DeletePod(pod.premise(&seat.name, why.to_owned())));
     }
     !marked || seat.pod.is_some()
 }
 
+/// The Pod that the member runs in, and stays in; one of its name may be another EtcdCluster's.
+fn own_pod<'a>(desired: &Desired, observed: &'a Observed, seat: &Seat) -> Option<&'a MemberPod> {
+    let is_own = |pod: &&MemberPod| pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && !pod.deleting;
+    observed.pods.get(&seat.name).filter(is_own)
+}
+
 /// A member that does not answer but may come back is stopped before it is removed: what flaps would be counted
 /// twice. Its Pod is on its way out already, or is deleted now.
-fn still_runs(observed: &Observed, seat: &Seat, plan: &mut Plan) -> bool {
+fn still_runs(desired: &Desired, observed: &Observed, seat: &Seat, plan: &mut Plan) -> bool {
     if seat.healthy {
         return false;
     }
-    let Some(pod) = observed.pods.get(&seat.name).filter(|pod| !pod.deleting) else { return false };
+    let Some(pod) = own_pod(desired, observed, seat) else { return false };
     let why = "it does not answer, and it leaves the cluster: it is stopped before it is removed".to_owned();
     plan.step.get_or_insert(Step::DeletePod(pod.premise(&seat.name, why)));
     true
