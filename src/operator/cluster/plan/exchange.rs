@@ -22,6 +22,7 @@
 use super::super::desired::Desired;
 use super::super::manifests::volume as volumes;
 use super::super::observed::{Intent, Observed, Request, Volume, VolumeState};
+use super::repair::has_bad_data;
 use super::roster::{Roster, Seat};
 use super::{Ensure, Plan, Step, is_usable};
 use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
@@ -111,11 +112,25 @@ pub(in super::super) fn makes_way<'r>(
     let voters = roster.voters.len();
     let asked = Exchange::of(observed).and_then(|exchange| Some((exchange.how, exchange.seat(roster)?)));
     if let Some((How::Wipe | How::Replace, seat)) = asked {
-        return Some(seat).filter(|seat| can_do_without(roster, seat, voters));
+        let waits = is_one_of_several(observed, roster);
+        return Some(seat).filter(|seat| !waits && can_do_without(roster, seat, voters));
     }
     let marked = || roster.voters.iter().find(|seat| seat.intent() == Some(Intent::Leave(seat.id)));
     let replaced = asked.map(|(_, seat)| seat).or_else(marked)?;
     (voters > desired.replicas && can_do_without(roster, replaced, voters - 1)).then_some(replaced)
+}
+
+/// Whether the exchange under way is a repair of bad data that stops before its member is removed: another member's data
+/// have turned out to be bad, too, and what they have in common a machine does not know (`repair`).
+pub(in super::super) fn is_one_of_several(observed: &Observed, roster: &Roster) -> bool {
+    let Some(exchange) = Exchange::of(observed) else { return false };
+    let proven = exchange.request.repair && !exchange.request.counted && exchange.how != How::AddFirst;
+    proven && exchange.seat(roster).is_some_and(|old| is_another_bad(roster, old))
+}
+
+/// Whether anybody else has bad data.
+pub(in super::super) fn is_another_bad(roster: &Roster, one: &Seat) -> bool {
+    roster.voters.iter().any(|seat| seat.id != one.id && has_bad_data(seat))
 }
 
 /// Whether the others are a quorum of that many. Nobody who is well leaves while anybody else is not, nor whom only the

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::super::desired::Desired;
 use super::super::observed::{Observed, Request};
-use super::exchange::{Exchange, How};
+use super::exchange::{Exchange, How, is_another_bad, is_one_of_several};
 use super::repair::is_urgent;
 use super::roster::{Roster, Seat};
 use super::{Finding, Plan, Told, duration_or, is_usable};
@@ -37,6 +37,9 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         let verdict = match request.phase() {
             Phase::Running if gives_way(desired, observed, roster.as_ref(), request) => {
                 Verdict::pending("Another member needs a repair, which goes first.".to_owned())
+            }
+            Phase::Running if roster.as_ref().is_some_and(|roster| is_one_of_several(observed, roster)) => {
+                several()
             }
             Phase::Running => progress(desired, observed, roster.as_ref(), request),
             Phase::Pending => consider(desired, observed, roster.as_ref(), request, busy),
@@ -82,6 +85,10 @@ fn gives_way(desired: &Desired, observed: &Observed, roster: Option<&Roster>, re
     let votes = votes(roster, &exchange, new.as_deref());
     let begun = exchange.seat(roster).is_none() || (votes && roster.voters.len() > desired.replicas);
     !is_urgent(roster, request) && observed.requests.iter().any(waits) && !begun
+}
+
+fn several() -> Verdict {
+    Verdict::pending("Another member has bad data, too: a person decides which is replaced first.".to_owned())
 }
 
 /// The status of a request whose EtcdCluster does not exist; `None` where it is over. A repair goes with its EtcdCluster.
@@ -255,6 +262,9 @@ fn consider(
             desired.replicas,
             roster.learners.len()
         ));
+    }
+    if request.repair && !request.counted && !seat.healthy && is_another_bad(roster, seat) {
+        return several();
     }
     if request.repair && !super::repair::is_needed(desired, observed, seat) {
         return Verdict::rejected(&format!("{} is well again.", seat.name));
