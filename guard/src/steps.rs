@@ -32,10 +32,10 @@ pub enum Step {
     RemoveMark,
     /// Make the data directory's age tell when it was put aside.
     TouchData,
-    /// Move old data away to be deleted.
-    DiscardBackup(String),
-    /// Move the data under a name.
-    MoveData {
+    /// Give data another name.
+    Move {
+        /// The old name.
+        from: String,
         /// The new name.
         to: String,
     },
@@ -51,24 +51,23 @@ pub enum Step {
 
 /// All steps before etcd may be started; none for a refusal.
 pub fn steps(decision: &Decision, config: &Config, volume: &Volume) -> Vec<Step> {
-    let delete = || [Step::DeleteDiscarded, Step::SyncVolume];
     let mut steps = Vec::new();
     let stamp = match decision {
         Decision::Refuse(_) => return steps,
         Decision::Start(stamp) | Decision::StartAfterCleaning(stamp) | Decision::Wipe(stamp) => stamp,
     };
     if volume.discarded {
-        steps.extend(delete());
+        steps.extend(finish_discarding());
     }
     match decision {
-        Decision::StartAfterCleaning(_) if volume.data => steps.extend(discard_data()),
+        Decision::StartAfterCleaning(_) if volume.data => steps.extend(discard(DATA)),
         Decision::Wipe(stamp) => {
             steps.extend([Step::Note(Note { incarnation: stamp.incarnation }), Step::RemoveMark]);
             if volume.data && keeps_old_data(config, volume) {
                 let to = format!("{BACKUP}{}", volume.last_backup.saturating_add(1));
-                steps.extend([Step::TouchData, Step::MoveData { to }, Step::SyncVolume]);
+                steps.extend([Step::TouchData, Step::Move { from: DATA.to_owned(), to }, Step::SyncVolume]);
             } else if volume.data {
-                steps.extend(discard_data());
+                steps.extend(discard(DATA));
             }
         }
         Decision::Start(_) | Decision::StartAfterCleaning(_) | Decision::Refuse(_) => (),
@@ -84,14 +83,16 @@ pub fn stamping(stamp: &Stamp) -> [Step; 3] {
     [Step::DraftStamp(stamp.clone()), Step::PublishStamp, Step::SyncVolume]
 }
 
-/// The steps of deleting the data; in two, so that half of them are never found under their name.
-pub fn discard_data() -> [Step; 4] {
-    [Step::MoveData { to: DISCARDED.to_owned() }, Step::SyncVolume, Step::DeleteDiscarded, Step::SyncVolume]
+/// The steps of deleting data; in two, so that half of them are never found under their name.
+pub fn discard(name: &str) -> [Step; 4] {
+    let moved = Step::Move { from: name.to_owned(), to: DISCARDED.to_owned() };
+    let [delete, sync] = finish_discarding();
+    [moved, Step::SyncVolume, delete, sync]
 }
 
-/// The steps of deleting old data.
-pub fn discard_backup(name: &str) -> [Step; 4] {
-    [Step::DiscardBackup(name.to_owned()), Step::SyncVolume, Step::DeleteDiscarded, Step::SyncVolume]
+/// The second half of it, which is also what is left to do where it was interrupted.
+pub fn finish_discarding() -> [Step; 2] {
+    [Step::DeleteDiscarded, Step::SyncVolume]
 }
 
 /// The rule on free space. If the leader's db is unknown, the member's own was about as large.
@@ -110,8 +111,7 @@ pub fn perform(step: &Step, config: &Config) -> Result<(), Refusal> {
             data.set_modified(SystemTime::now())?;
             data.sync_all()
         }),
-        Step::DiscardBackup(name) => fs::rename(volume.join(name), volume.join(DISCARDED)),
-        Step::MoveData { to } => fs::rename(volume.join(DATA), volume.join(to)),
+        Step::Move { from, to } => fs::rename(volume.join(from), volume.join(to)),
         Step::DeleteDiscarded => fs::remove_dir_all(volume.join(DISCARDED)),
         Step::SyncVolume => durable::sync_directory(volume),
         Step::DraftStamp(stamp) => durable::draft(&volume.join(STAMP), stamp),
@@ -127,8 +127,7 @@ impl Step {
         match self {
             Self::Note(_) | Self::RemoveMark => format!("could not write to {}", config.state.display()),
             Self::TouchData => format!("could not note the time on {volume}/{DATA}"),
-            Self::DiscardBackup(name) => format!("could not move {volume}/{name} to {DISCARDED}"),
-            Self::MoveData { to } => format!("could not move {volume}/{DATA} to {to}"),
+            Self::Move { from, to } => format!("could not move {volume}/{from} to {to}"),
             Self::DeleteDiscarded => format!("could not delete {volume}/{DISCARDED}"),
             Self::SyncVolume => format!("could not sync {volume}"),
             Self::DraftStamp(_) | Self::PublishStamp => format!("could not write {volume}/{STAMP}"),

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use signal_hook::consts::{SIGCHLD, SIGINT, SIGTERM};
 
-use crate::config::Config;
+use crate::config::{Config, DATA};
 use crate::decide::check_new_log;
 use crate::durable;
 use crate::identity::Identity;
@@ -24,7 +24,7 @@ use crate::log;
 use crate::mark::{MARK, Mark};
 use crate::refusal::{Cause, Refusal};
 use crate::stamp::{Phase, Stamp};
-use crate::steps::{Step, discard_backup, discard_data, perform, stamping};
+use crate::steps::{discard, finish_discarding, perform, stamping};
 use crate::tail::{Tail, TailError};
 use crate::volume;
 
@@ -265,7 +265,7 @@ impl<'a> Supervisor<'a> {
             Refusal::new(Cause::VolumeUnwritable, format!("could not look at {}: {error}", data.display()))
         };
         if fs::exists(&data).map_err(unusable)? {
-            discard_data().iter().try_for_each(|step| perform(step, self.config))?;
+            discard(DATA).iter().try_for_each(|step| perform(step, self.config))?;
         }
         self.tail = Tail::new(volume::log_directory(self.config));
         Ok(())
@@ -308,9 +308,9 @@ impl<'a> Supervisor<'a> {
         let (Some(kept_for), true) = (self.config.keep_old_data, self.has_started()) else { return };
         let volume = self.config.volume.as_path();
         let steps = volume::is_discarding(volume).and_then(|discarding| {
-            let rest = if discarding { vec![Step::DeleteDiscarded, Step::SyncVolume] } else { Vec::new() };
+            let rest = if discarding { finish_discarding().to_vec() } else { Vec::new() };
             let old = volume::old_backups(volume, kept_for, SystemTime::now())?;
-            Ok(rest.into_iter().chain(old.iter().flat_map(|name| discard_backup(name))).collect::<Vec<_>>())
+            Ok(rest.into_iter().chain(old.iter().flat_map(|name| discard(name))).collect::<Vec<_>>())
         });
         match steps {
             Err(error) => log::warn(&log::chain(&error)),

@@ -141,8 +141,7 @@ impl Node {
             | Happening::Step(
                 Step::RemoveMark
                 | Step::TouchData
-                | Step::MoveData { .. }
-                | Step::DiscardBackup(_)
+                | Step::Move { .. }
                 | Step::SyncVolume
                 | Step::PublishStamp,
             ) => (),
@@ -301,7 +300,7 @@ fn no_stamp_is_published_before_what_it_tells_of_is_on_disk() {
         let mut unsynced = false;
         for step in &steps {
             match step {
-                Step::MoveData { .. } | Step::DiscardBackup(_) | Step::DeleteDiscarded => unsynced = true,
+                Step::Move { .. } | Step::DeleteDiscarded => unsynced = true,
                 Step::SyncVolume => unsynced = false,
                 Step::PublishStamp => assert!(!unsynced, "{name}: {steps:?}"),
                 Step::Note(_) | Step::RemoveMark | Step::TouchData | Step::DraftStamp(_) => (),
