@@ -24,7 +24,7 @@ use super::super::manifests::volume as volumes;
 use super::super::observed::{Intent, Observed, Request, Volume, VolumeState};
 use super::repair::has_bad_data;
 use super::roster::{Roster, Seat};
-use super::{Ensure, Plan, Step, is_usable};
+use super::{Ensure, Plan, Step, is_usable, owns};
 use crate::api::replacement::{Phase, ReplacementStrategy, ReplacementVolume};
 use crate::etcd::MemberId;
 use crate::etcd::failure::Failure;
@@ -238,7 +238,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
                 let manifest = volumes::record(desired, name, volume, &known);
                 plan.ensure.push(Ensure::Apply { kind: "PersistentVolumeClaim", manifest });
             }
-            Some(pod) if !pod.deleting && pod.owner_uid.as_deref() == Some(desired.uid.as_str()) => {
+            Some(pod) if !pod.deleting && owns(desired, pod) => {
                 let why = "its member was removed, and its volume begins anew".to_owned();
                 plan.step.get_or_insert(Step::DeletePod(pod.premise(name, why)));
             }

@@ -2,16 +2,17 @@
 
 use super::super::desired::Desired;
 use super::super::observed::Observed;
-use super::{Plan, Step};
+use super::{Plan, Step, owns};
 
 pub(super) fn rule(desired: &Desired, observed: &Observed) -> Option<Plan> {
     if observed.record.cluster_id.is_some() {
         return None;
     }
     let wanted = observed.record.member_names(&desired.name);
-    let pod = observed.pods.iter().find(|(name, pod)| {
-        !wanted.contains(name) && pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && !pod.deleting
-    });
+    let pod = observed
+        .pods
+        .iter()
+        .find(|(name, pod)| !wanted.contains(name) && owns(desired, pod) && !pod.deleting);
     if let Some((name, pod)) = pod {
         let why = "it belongs to a first start that was begun anew".to_owned();
         return Some(step(Step::DeletePod(pod.premise(name, why))));

@@ -8,7 +8,7 @@ use super::super::manifests::{pod as pods, volume as volumes};
 use super::super::observed::{Intent, MemberPod, Observed, Volume, VolumeState};
 use super::membership::{Joiners, learners_at_once, leaving};
 use super::roster::Roster;
-use super::{Ensure, Finding, Plan, Step, exchange, is_ours};
+use super::{Ensure, Finding, Plan, Step, exchange, is_ours, owns};
 use crate::api::reason::Reason;
 use crate::etcd::flags::InitialState;
 use crate::etcd::identity::bootstrap_member_id;
@@ -132,7 +132,7 @@ fn member(look: &Look, name: &str, plan: &mut Plan) {
 fn ending(look: &Look, name: &str, plan: &mut Plan) {
     let volume = look.observed.volumes.get(name).filter(|volume| is_ours(look.desired, volume));
     if let (Some(volume), Some(pod)) = (volume, look.observed.pods.get(name))
-        && pod.owner_uid.as_deref() == Some(look.desired.uid.as_str())
+        && owns(look.desired, pod)
         && !pod.deleting
     {
         label(look, name, pod, volume, plan);
@@ -314,7 +314,7 @@ fn certificates_exist(observed: &Observed, member: &str) -> bool {
 
 fn existing(look: &Look, name: &str, pod: &MemberPod, volume: &Volume, plan: &mut Plan) {
     let Look { desired, observed, .. } = look;
-    if pod.owner_uid.as_deref() != Some(desired.uid.as_str()) {
+    if !owns(desired, pod) {
         plan.findings.push(Finding::waiting(
             Reason::Deleting,
             Some(name),

@@ -37,7 +37,7 @@ use super::super::manifests::volume as volumes;
 use super::super::observed::{Intent, MemberPod, Observed, Volume, VolumeState};
 use super::exchange::{Exchange, How, is_given_up, is_marked, makes_way, wanted};
 use super::roster::{Roster, Seat};
-use super::{Change, Ensure, Finding, Plan, Step, is_ours};
+use super::{Change, Ensure, Finding, Plan, Step, is_ours, owns};
 use crate::api::reason::Reason;
 use crate::etcd::MemberId;
 use crate::etcd::hash::{Comparison, compare};
@@ -442,7 +442,7 @@ fn still_uses_its_volume(
 
 /// The Pod that the member runs in, and stays in; one of its name may be another EtcdCluster's.
 fn own_pod<'a>(desired: &Desired, observed: &'a Observed, seat: &Seat) -> Option<&'a MemberPod> {
-    let is_own = |pod: &&MemberPod| pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && !pod.deleting;
+    let is_own = |pod: &&MemberPod| owns(desired, pod) && !pod.deleting;
     observed.pods.get(&seat.name).filter(is_own)
 }
 

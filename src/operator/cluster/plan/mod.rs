@@ -237,6 +237,11 @@ impl Volume {
     }
 }
 
+/// Whether a Pod is this EtcdCluster's; one of its member's name may be another's.
+fn owns(desired: &Desired, pod: &MemberPod) -> bool {
+    pod.owner_uid.as_deref() == Some(desired.uid.as_str())
+}
+
 /// Whether a member may be put on a volume, now and later.
 fn is_usable(desired: &Desired, volume: &Volume) -> bool {
     is_ours(desired, volume) && !volume.deleting

@@ -9,7 +9,7 @@ use super::super::desired::Desired;
 use super::super::observed::Observed;
 use super::super::rotation::Stage;
 use super::roster::{Roster, Seat};
-use super::{Change, Plan, Step};
+use super::{Change, Plan, Step, owns};
 use crate::etcd::membership::Call;
 
 pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
@@ -54,11 +54,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
 /// leads, and let clients in.
 fn all_serve(desired: &Desired, observed: &Observed, roster: &Roster) -> bool {
     let recorded = |seat: &Seat| observed.record.members.get(&seat.name) == Some(&seat.id);
-    let serves = |seat: &Seat| {
-        seat.pod.is_some_and(|pod| {
-            pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && pod.ready && pod.voter_label
-        })
-    };
+    let serves = |seat: &Seat| seat.pod.is_some_and(|pod| owns(desired, pod) && pod.ready && pod.voter_label);
     let voters = &roster.voters;
     let nobody_else = roster.learners.is_empty()
         && roster.strangers.is_empty()

@@ -12,7 +12,7 @@ use super::super::observed::{Observed, Volume, VolumeState};
 use super::exchange::{Exchange, is_given_up};
 use super::membership::Joiners;
 use super::roster::Roster;
-use super::{Ensure, Finding, Plan, Step, Unlisted, duration_or, is_ours};
+use super::{Ensure, Finding, Plan, Step, Unlisted, duration_or, is_ours, owns};
 use crate::api::reason::Reason;
 use crate::operator::names;
 
@@ -34,7 +34,7 @@ pub(super) fn rule(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     };
     let leftover_pods = observed.pods.iter().filter(|(name, _)| !stays(name));
     for (name, pod) in leftover_pods {
-        if pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && !pod.deleting {
+        if owns(desired, pod) && !pod.deleting {
             let why = "its member has left the cluster".to_owned();
             plan.step.get_or_insert(Step::DeletePod(pod.premise(name, why)));
         }

@@ -8,7 +8,7 @@ use super::super::rotation;
 use super::exchange::wanted as wanted_voters;
 use super::membership::{is_promotion_next, next_size};
 use super::roster::Roster;
-use super::{Ensure, Finding, Plan};
+use super::{Ensure, Finding, Plan, owns};
 use crate::api::reason::Reason;
 use crate::operator::names;
 
@@ -102,7 +102,7 @@ fn touches(desired: &Desired, observed: &Observed, plan: &mut Plan) {
         else {
             continue;
         };
-        let ours = pod.owner_uid.as_deref() == Some(desired.uid.as_str()) && !pod.deleting;
+        let ours = owns(desired, pod) && !pod.deleting;
         let told = pod.certificates.as_ref() == Some(&stored.version);
         let older = pod.created.is_some_and(|created| created < stored.issued);
         if ours && !told && older {
