@@ -1,13 +1,13 @@
 //! Nodes that are emptied: members leave before they are missed.
 
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
 use crate::replace::lowest_margin;
 use crate::scaling::watch;
-use crate::support::{Story, identities, kubectl, measured, story_alone};
+use crate::support::{Story, identities, measured, story_alone};
 
 /// A node under `kubectl drain`; it takes Pods again at the end, whatever happens.
 struct Drained(String);
@@ -15,20 +15,20 @@ struct Drained(String);
 impl Drained {
     /// Drains it of members; the other Pods of this Kubernetes are not ours to evict.
     async fn of(node: &str) -> Self {
-        let node = Self(node.to_owned());
-        let name = node.0.clone();
-        let drain = move || {
-            kubectl(&[
-                "drain",
-                &name,
-                "--pod-selector=quorate.dev/cluster=main",
-                "--delete-emptydir-data",
-                "--ignore-daemonsets",
-                "--timeout=140s",
-            ])
-        };
-        tokio::task::spawn_blocking(drain).await.unwrap();
+        let (node, output) = Self::try_of(node, "140s").await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         node
+    }
+
+    /// The same, whether it succeeds or not.
+    async fn try_of(node: &str, timeout: &str) -> (Self, Output) {
+        let node = Self(node.to_owned());
+        let mut command = Command::new("kubectl");
+        command
+            .args(["drain", &node.0, "--pod-selector=quorate.dev/cluster=main", "--delete-emptydir-data"])
+            .args(["--ignore-daemonsets", "--timeout", timeout]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        (node, output)
     }
 }
 
@@ -87,21 +87,8 @@ async fn without_surge_a_member_waits_for_its_node_and_no_second_one_is_evicted(
         let drain = async {
             let drained = Drained::of(&node(0)).await;
             story.member_health(&before.members[0].name, "Unschedulable").await;
-            let name = node(1);
-            let second = tokio::task::spawn_blocking(move || {
-                Command::new("kubectl")
-                    .args([
-                        "drain",
-                        &name,
-                        "--pod-selector=quorate.dev/cluster=main",
-                        "--delete-emptydir-data",
-                    ])
-                    .args(["--ignore-daemonsets", "--timeout=8s"])
-                    .output()
-                    .unwrap()
-            });
-            let second = second.await.unwrap();
-            drop(Drained(node(1)));
+            let (other, second) = Drained::try_of(&node(1), "8s").await;
+            drop(other);
             let said = String::from_utf8_lossy(&second.stderr);
             assert!(!second.status.success() && said.contains("disruption budget"), "{said}");
             drop(drained);

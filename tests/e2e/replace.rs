@@ -12,13 +12,20 @@ use serde_json::{Value, json};
 use crate::support::{Story, eventually, measured, quorate, story};
 
 async fn ask(story: &Story, name: &str, spec: Value) -> Result<EtcdMemberReplacement, kube::Error> {
-    let mut spec = spec;
+    ask_as(story, json!({"name": name}), spec).await
+}
+
+async fn ask_as(
+    story: &Story,
+    metadata: Value,
+    mut spec: Value,
+) -> Result<EtcdMemberReplacement, kube::Error> {
     if spec["clusterRef"].is_null() {
         spec["clusterRef"] = json!({"name": "main"});
     }
     let object = json!({
         "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMemberReplacement",
-        "metadata": {"name": name}, "spec": spec,
+        "metadata": metadata, "spec": spec,
     });
     story.api().create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await
 }
@@ -145,11 +152,7 @@ async fn of_the_repairs_that_are_over_the_newest_ten_are_kept() {
         let labels = json!({"quorate.dev/created-by": "repair"});
         for number in 0..12 {
             let metadata = json!({"name": format!("old-{number:02}"), "labels": labels});
-            let spec = json!({"clusterRef": {"name": "main"}, "member": "main-9"});
-            let (version, kind) = ("quorate.dev/v1alpha1", "EtcdMemberReplacement");
-            let object = json!({"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec});
-            let object: EtcdMemberReplacement = serde_json::from_value(object).unwrap();
-            story.api().create(&PostParams::default(), &object).await.unwrap();
+            ask_as(story, metadata, json!({"member": "main-9"})).await.unwrap();
         }
         let kept = async || {
             let all = story.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;

@@ -1,8 +1,8 @@
 //! Faults drawn by lot, for minutes, while one history is written: `cargo chaos`. `cargo verify` runs a short one.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::sync::RwLock;
 
 use super::cell::happens;
+use super::matrix::{lock, runtime};
 use super::{Expected, FAULTS, Fault};
 use crate::operator::kill_operators_once;
 use crate::support::{Story, measured, story};
@@ -78,16 +79,15 @@ fn faults_by_lot() {
 
 impl Run {
     fn on_a_thread(&self, work: impl Future<Output = ()>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        if runtime.block_on(AssertUnwindSafe(work).catch_unwind()).is_err() {
-            self.failed.lock().unwrap_or_else(PoisonError::into_inner).push("see above".to_owned());
+        if runtime().block_on(AssertUnwindSafe(work).catch_unwind()).is_err() {
+            lock(&self.failed).push("see above".to_owned());
         }
     }
 
     fn say(&self, words: &str) {
         let line = format!("{:>7.1} s  {words}", self.begun.elapsed().as_secs_f64());
         println!("{line}");
-        self.done.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        lock(&self.done).push(line);
     }
 
     fn is_over(&self) -> bool {
@@ -143,8 +143,8 @@ impl Run {
     }
 
     fn end(&self) {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = lock(&self.failed);
+        let done = lock(&self.done);
         println!("seed {}; in their order:\n{}", self.seed, done.join("\n"));
         assert!(failed.is_empty(), "seed {}: {} clusters are not as they must be", self.seed, failed.len());
         let (faults, acknowledged) =
