@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// The kubelet keeps 4096 bytes of a termination message; five cut lines fit.
 const KEPT_LINES: usize = 5;
@@ -13,18 +14,27 @@ const KEPT_BYTES: usize = 600;
 /// A longer line is passed through in pieces of this size.
 const PIECE_BYTES: u64 = 64 * 1024;
 
-/// The last lines that say why etcd ended.
+/// What etcd's log has said that matters later.
 #[derive(Debug, Default)]
 pub struct Lines {
+    /// The last lines that say why etcd ended.
     kept: VecDeque<String>,
+    snapshot: Option<Instant>,
+    published: bool,
 }
 
 impl Lines {
-    /// Keeps a line if it says why etcd ends.
+    /// Keeps a line if it says why etcd ends, and notes how its start goes.
     pub fn note(&mut self, line: &[u8]) {
         let cut = line.get(..KEPT_BYTES).unwrap_or(line);
         let text = String::from_utf8_lossy(cut);
         let text = text.trim_end();
+        if !self.published {
+            self.published = text.contains("published local member to cluster through raft");
+            if text.contains("applied snapshot") {
+                self.snapshot = Some(Instant::now());
+            }
+        }
         if is_last_word(text) {
             self.kept.push_back(text.to_owned());
             while self.kept.len() > KEPT_LINES {
@@ -33,7 +43,18 @@ impl Lines {
         }
     }
 
-    /// The lines, oldest first.
+    /// Since when etcd has held a snapshot of another member's and has not said that it published its own name, without
+    /// which it serves nobody.
+    pub fn unpublished_since(&self) -> Option<Instant> {
+        self.snapshot.filter(|_| !self.published)
+    }
+
+    /// Whether etcd has published its own name.
+    pub fn has_published(&self) -> bool {
+        self.published
+    }
+
+    /// The last lines that say why etcd ended, oldest first.
     pub fn kept(&self) -> Vec<String> {
         self.kept.iter().cloned().collect()
     }

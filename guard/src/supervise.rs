@@ -53,6 +53,13 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// containers that have ended, and the kubelet starts it again.
 const FIRST_BOOTS: u32 = 10;
 
+/// How long after a snapshot a new member publishes itself, if it does at all: ten times the way to the leader and back
+/// that etcd's default election timeout is meant for.
+const PUBLICATION_TIME: Duration = Duration::from_secs(1);
+
+/// How often that is looked for.
+const PUBLICATION_LOOK: Duration = Duration::from_millis(200);
+
 /// How long a process that inherited etcd's log may keep it open after etcd's end.
 const LOG_TIME: Duration = Duration::from_secs(1);
 
@@ -105,6 +112,23 @@ pub struct Supervisor<'a> {
     open_logs: u32,
     kill_at: Option<Instant>,
     refusal: Option<Refusal>,
+    publication: Publication,
+}
+
+/// Whether a new member has told its name to the others.
+///
+/// etcd proposes it once it has started, and serves clients only when it has seen it committed. A snapshot that comes
+/// just then may hold that very entry: etcd never sees it by itself, and proposes it again only after 5 s and two
+/// elections (`publishV3` in server/etcdserver/server.go). Started anew it holds the data already and is heard at once. A
+/// learner has no vote that could be missed meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Publication {
+    /// Not the first start on this volume, or it has published itself: nothing is waited for.
+    Done,
+    /// The first start.
+    Awaited,
+    /// etcd was told to end, to be started once more.
+    Lost,
 }
 
 impl<'a> Supervisor<'a> {
@@ -115,7 +139,21 @@ impl<'a> Supervisor<'a> {
         (stamp, tail, mark): (Stamp, Tail, Option<Mark>),
     ) -> Self {
         let lines = Arc::new(Mutex::new(Lines::default()));
-        Self { config, events, sender, tail, stamp, mark, lines, open_logs: 0, kill_at: None, refusal: None }
+        let publication =
+            if stamp.phase == Phase::Started { Publication::Done } else { Publication::Awaited };
+        Self {
+            config,
+            events,
+            sender,
+            tail,
+            stamp,
+            mark,
+            lines,
+            open_logs: 0,
+            kill_at: None,
+            refusal: None,
+            publication,
+        }
     }
 
     /// Whether a log was ever seen.
@@ -137,6 +175,10 @@ impl<'a> Supervisor<'a> {
         let mut boots_left = FIRST_BOOTS;
         loop {
             let ended = self.run_once()?;
+            if self.publication == Publication::Lost && self.kill_at.is_none() && ended.refusal.is_none() {
+                self.publication = Publication::Done;
+                continue;
+            }
             boots_left -= 1;
             let in_vain =
                 ended.status == Status::Exit(0) || ended.lines.last().is_some_and(|line| refuses_flags(line));
@@ -216,16 +258,36 @@ impl<'a> Supervisor<'a> {
                 self.prune();
                 prune_at = Some(Instant::now() + PRUNE_INTERVAL);
             }
+            self.look_for_publication(etcd);
             if self.refusal.is_some() || self.kill_at.is_some_and(|kill_at| now >= kill_at) {
                 send(etcd, Signal::KILL);
             }
-            let next =
-                self.kill_at.filter(|kill_at| *kill_at > now).map_or(look_at, |kill_at| kill_at.min(look_at));
+            let kill_at = self.kill_at.filter(|kill_at| *kill_at > now);
+            let publication = (self.publication == Publication::Awaited).then(|| now + PUBLICATION_LOOK);
+            let next = [kill_at, publication].into_iter().flatten().fold(look_at, Instant::min);
             match self.events.recv_timeout(next.saturating_duration_since(now)) {
                 Ok(Event::Signal(signal)) => self.forward(signal, etcd),
                 Ok(Event::LogClosed) => self.open_logs = self.open_logs.saturating_sub(1),
                 Ok(Event::Answer(_)) | Err(_) => (),
             }
+        }
+    }
+
+    /// Ends an etcd that has lost its publication, once.
+    fn look_for_publication(&mut self, etcd: Pid) {
+        if self.publication != Publication::Awaited {
+            return;
+        }
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = lines.unpublished_since().is_some_and(|since| since.elapsed() >= PUBLICATION_TIME);
+        if lines.has_published() {
+            self.publication = Publication::Done;
+        } else if lost {
+            self.publication = Publication::Lost;
+            log::info(
+                "etcd has the data and does not serve: it lost its publication to the snapshot; it is started once more",
+            );
+            send(etcd, Signal::TERM);
         }
     }
 

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -39,6 +40,8 @@ pub(crate) struct Member {
     pub(crate) state: PathBuf,
     pub(crate) minor: &'static str,
     folder: PathBuf,
+    /// What is started in its place.
+    script: Option<PathBuf>,
     variables: BTreeMap<&'static str, String>,
     flags: BTreeMap<&'static str, String>,
 }
@@ -147,7 +150,7 @@ impl Member {
             ("QUORATE_INCARNATION", "0".to_owned()),
             ("QUORATE_MEMBER", name.clone()),
         ]);
-        Self { name, client, peer, volume, state, minor, folder, variables, flags }
+        Self { name, client, peer, volume, state, minor, folder, script: None, variables, flags }
     }
 
     /// As `--initial-cluster` has it.
@@ -164,6 +167,15 @@ impl Member {
     /// The member with another flag.
     pub(crate) fn flag(mut self, name: &'static str, value: impl Display) -> Self {
         self.flags.insert(name, value.to_string());
+        self
+    }
+
+    /// The member with this script in etcd's place; the script finds etcd in `$ETCD`.
+    pub(crate) fn through(mut self, script: &str) -> Self {
+        let (path, etcd) = (self.folder.join("etcd"), program(self.minor, "etcd"));
+        fs::write(&path, format!("#!/bin/bash\nETCD={}\n{script}\n", etcd.display())).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        self.script = Some(path);
         self
     }
 
@@ -227,7 +239,8 @@ impl Member {
 
     /// etcd as the guard starts it.
     pub(crate) fn etcd_command(&self) -> Command {
-        let mut command = Command::new(program(self.minor, "etcd"));
+        let etcd = self.script.clone().unwrap_or_else(|| program(self.minor, "etcd"));
+        let mut command = Command::new(etcd);
         command.arg(format!("--data-dir={}", self.volume.join("data").display()));
         command.args(self.flags.iter().map(|(flag, value)| format!("--{flag}={value}")));
         command
