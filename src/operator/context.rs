@@ -1,6 +1,6 @@
 //! What every reconcile may use: the client, the clock, the right to write, the metrics, and marks seen.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use super::cluster::desired::Desired;
 use super::cluster::observed::Observed;
 use super::cluster::plan::{Plan, plan};
 use super::metrics::Metrics;
+use crate::etcd::MemberId;
 use crate::etcd::hash::Hashes;
 use crate::etcd::membership::Members;
 
@@ -42,7 +43,7 @@ pub struct Context {
     /// When a question that is only asked now and then was asked last, by EtcdCluster UID and question.
     asked: Mutex<HashMap<(String, Question), jiff::Timestamp>>,
     /// What voters held when they were last compared, by EtcdCluster UID.
-    hashes: Mutex<HashMap<String, Hashes>>,
+    hashes: Mutex<HashMap<String, (Hashes, Starts)>>,
     /// UIDs by namespace and name, so that what is kept by UID can be forgotten when only a name is left.
     uids: Mutex<HashMap<(String, String), String>>,
 }
@@ -56,6 +57,9 @@ struct Failures {
     /// The generation that failed.
     generation: Option<i64>,
 }
+
+/// Since when the etcd of each voter has run.
+pub type Starts = BTreeMap<MemberId, Option<jiff::Timestamp>>;
 
 /// A question that is only asked now and then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,14 +167,14 @@ impl Context {
         due
     }
 
-    /// What voters held when they were last compared.
-    pub fn hashes(&self, cluster_uid: &str) -> Option<Hashes> {
+    /// What voters held when they were last compared, and since when each had run.
+    pub fn hashes(&self, cluster_uid: &str) -> Option<(Hashes, Starts)> {
         lock(&self.hashes).get(cluster_uid).cloned()
     }
 
     /// They were compared again.
-    pub fn keep_hashes(&self, cluster_uid: &str, hashes: Hashes) {
-        lock(&self.hashes).insert(cluster_uid.to_owned(), hashes);
+    pub fn keep_hashes(&self, cluster_uid: &str, hashes: Hashes, starts: Starts) {
+        lock(&self.hashes).insert(cluster_uid.to_owned(), (hashes, starts));
     }
 
     /// A reconcile did not fail.

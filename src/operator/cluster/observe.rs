@@ -23,7 +23,7 @@ use crate::etcd::connect::Address;
 use crate::etcd::flags::CLIENT_PORT;
 use crate::etcd::hash::Hashes;
 use crate::etcd::survey::{Alarm, Answer, Survey};
-use crate::operator::context::{Context, Question, REQUEST_DEADLINE};
+use crate::operator::context::{Context, Question, REQUEST_DEADLINE, Starts};
 use crate::operator::names;
 
 /// Kubernetes could not be read: nothing is known, so nothing is done.
@@ -47,7 +47,7 @@ pub enum ObserveError {
 
 /// What members hold is compared so often.
 const HASHES_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
-/// And so often while etcd says that it differs.
+/// And so often while etcd says that it differs, or a member has started since.
 const DOUBTED_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
 
 /// One look.
@@ -97,14 +97,19 @@ pub async fn observe(
     Ok(observed)
 }
 
-/// What all voters hold, as far as they were compared since they are who they are. Asked anew now and then, and always
-/// while somebody waits for it; while not everybody answers, nobody is asked.
+/// What all voters hold, as far as they were compared since they are who they are. Asked anew now and then, always while
+/// somebody waits for it, and soon after one has started anew, whose disk may have changed under it: etcd 3.5 was seen to
+/// compare nothing then. While not everybody answers, nobody is asked.
 async fn hashes(context: &Context, desired: &Desired, observed: &Observed) -> Option<Hashes> {
     let record = &observed.record;
     let voters = record.members.iter().filter(|(name, _)| !record.joining.contains(*name));
     let voters: BTreeMap<&String, MemberId> = voters.map(|(name, id)| (name, *id)).collect();
     let of_today = |hashes: &Hashes| hashes.keys().eq(voters.values().collect::<BTreeSet<_>>());
-    let known = context.hashes(&desired.uid).filter(of_today);
+    let starts: Starts = voters
+        .iter()
+        .map(|(name, id)| (*id, observed.pods.get(*name).and_then(|pod| pod.running_since)))
+        .collect();
+    let (known, compared) = context.hashes(&desired.uid).filter(|(hashes, _)| of_today(hashes)).unzip();
     let answers: Vec<&Answer> = observed
         .known_answers()
         .filter(|(name, answer)| voters.contains_key(name) && answer.quorum.is_some())
@@ -118,7 +123,8 @@ async fn hashes(context: &Context, desired: &Desired, observed: &Observed) -> Op
     }
     let wanted = observed.volumes.values().any(|volume| matches!(volume.intent, Some(Intent::Compare(_))));
     let doubted = observed.alarms().iter().any(|(_, alarm)| *alarm == Alarm::Corrupt);
-    let pause = if doubted { DOUBTED_PAUSE } else { HASHES_PAUSE };
+    let restarted = compared.is_some_and(|compared| compared != starts);
+    let pause = if doubted || restarted { DOUBTED_PAUSE } else { HASHES_PAUSE };
     let due = known.is_none() || context.is_due(&desired.uid, Question::Hashes, pause);
     if !wanted && !due {
         return known;
@@ -129,7 +135,7 @@ async fn hashes(context: &Context, desired: &Desired, observed: &Observed) -> Op
     let found = context.etcd.hashes(members, observed.credentials.operator.clone(), revision).await;
     let hash = |(name, id): (&&String, &MemberId)| Some((*id, *found.get(*name)?.as_ref().ok()?));
     let Some(all) = voters.iter().map(hash).collect::<Option<Hashes>>() else { return known };
-    context.keep_hashes(&desired.uid, all.clone());
+    context.keep_hashes(&desired.uid, all.clone(), starts);
     Some(all)
 }
 
