@@ -27,7 +27,7 @@ use tokio::sync::RwLock;
 /// faults` and `cargo chaos` say what they need.
 fn deadline() -> Duration {
     let said = std::env::var("QUORATE_PATIENCE").ok().and_then(|seconds| seconds.parse().ok());
-    Duration::from_secs(said.unwrap_or(if full() { 900 } else { 150 }))
+    Duration::from_secs(said.unwrap_or(if full() { 900 } else { 240 }))
 }
 
 /// Whether this is a part of `cargo verify --full`: the same stories, with larger numbers.
@@ -73,6 +73,7 @@ async fn in_namespace(name: &str, tell: impl AsyncFnOnce(&Story)) {
     let outcome = AssertUnwindSafe(tell(&story)).catch_unwind().await;
     if outcome.is_err() {
         story.describe();
+        story.release_claims().await;
     }
     namespaces.delete(&namespace, &DeleteParams::default()).await.unwrap();
     if let Err(panic) = outcome {
@@ -323,10 +324,16 @@ impl Story {
         futures::future::join_all(all).await;
     }
 
-    /// How many keys with that prefix a linearizable read finds.
+    /// How many keys with that prefix a linearizable read finds, as soon as there is a leader for it.
     pub(crate) async fn count(&self, member: &str, prefix: &str) -> i64 {
-        let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
-        self.etcd(member).await.get(prefix, Some(options)).await.unwrap().count()
+        let identity = self.identity().await;
+        let count = async || {
+            let address = self.addresses().await.remove(member)?;
+            let mut etcd = connect(&address, Some(&identity)).await.ok()?;
+            let options = etcd_client::GetOptions::new().with_prefix().with_count_only();
+            Some(etcd.get(prefix, Some(options)).await.ok()?.count())
+        };
+        eventually(&format!("{member} counts the keys"), count).await
     }
 
     /// Runs one command of etcd's image in a Pod of its own, with the client Secret mounted; its exit code and words.
@@ -370,12 +377,24 @@ impl Story {
         let mut command = vec![
             "/usr/local/bin/etcdctl",
             &endpoint,
+            // A Service follows its Pods a moment later, and more on a machine that is busy.
+            "--dial-timeout=20s",
+            "--command-timeout=40s",
             "--cacert=/tls/ca.crt",
             "--cert=/tls/tls.crt",
             "--key=/tls/tls.key",
         ];
         command.extend(arguments);
         self.run_in_pod(&command).await
+    }
+
+    /// Takes away what a story that failed in the middle may hold claims with: its namespace would never go.
+    async fn release_claims(&self) {
+        let claims = self.api::<PersistentVolumeClaim>();
+        let none = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+        for claim in claims.list(&ListParams::default()).await.map(|list| list.items).unwrap_or_default() {
+            drop(claims.patch(&claim.name_any(), &PatchParams::default(), &none).await);
+        }
     }
 
     fn describe(&self) {
