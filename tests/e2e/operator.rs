@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -101,15 +101,45 @@ pub(crate) fn writes(since: Timestamp) -> Vec<Write> {
     all.filter(|write| write.resource != "leases").collect()
 }
 
-/// Kills every operator again and again; returns how many.
+/// While operators are killed again and again, and nobody spares them.
+static KILLING: AtomicBool = AtomicBool::new(false);
+/// How many spare them.
+static SPARING: AtomicUsize = AtomicUsize::new(0);
+
+/// Kills every operator again and again, unless somebody spares them; returns how many.
 pub(crate) async fn kill_operators(life: Duration, stop: &AtomicBool) -> usize {
     let mut tick = tokio::time::interval(life);
     let mut killed = 0;
+    KILLING.store(true, Ordering::Relaxed);
     while !stop.load(Ordering::Relaxed) {
         tick.tick().await;
-        killed += kill_operators_once().await;
+        if SPARING.load(Ordering::Relaxed) == 0 {
+            killed += kill_operators_once().await;
+        }
     }
+    KILLING.store(false, Ordering::Relaxed);
     killed
+}
+
+/// Whether operators are killed again and again.
+pub(crate) fn operators_die() -> bool {
+    KILLING.load(Ordering::Relaxed)
+}
+
+/// Lets operators live for as long as this is held.
+pub(crate) struct Spared;
+
+impl Spared {
+    pub(crate) fn from_now_on() -> Self {
+        SPARING.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+
+impl Drop for Spared {
+    fn drop(&mut self) {
+        SPARING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Kills -9 every operator that runs; returns how many.
