@@ -12,8 +12,8 @@ use crate::verify::{Options, Setting, Tally, on_a_cluster};
 const LONGEST: Duration = Duration::from_hours(3);
 /// A whole run of `cargo chaos` takes so much longer than its faults.
 const BESIDES: Duration = Duration::from_mins(15);
-/// Seconds that a cell waits for anything: three clusters share two cores.
-const PATIENCE: &str = "240";
+/// Seconds that a cell waits for anything: three clusters share two cores, at times with operators that live for a second.
+const PATIENCE: &str = "600";
 
 /// What `cargo faults` may be told.
 #[derive(clap::Args)]
