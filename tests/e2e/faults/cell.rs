@@ -520,6 +520,7 @@ impl Scene<'_> {
     }
 
     async fn is_well(&self, struck: &Struck) {
+        let _spared = if self.fault.is_alone() { self.operators_may_live().await } else { None };
         let replaced: &[String] = if self.expected == Expected::Stays { &[] } else { &struck.harmed };
         self.well_with(replaced).await;
     }
@@ -565,14 +566,7 @@ impl Scene<'_> {
 
     /// Waits until it is said, and sees that it stays so and nothing is taken away.
     async fn is_refused(&self, struck: &Struck, (type_, reason): (&str, &str), health: &str) -> Duration {
-        // To see that a cluster has no leader takes three seconds, which an operator that dies every second never has:
-        // it does no harm meanwhile, and says so when it may live.
-        let spared = if operators_die() {
-            self.nobody_is_removed(|_| {}).await;
-            Some(Spared::from_now_on())
-        } else {
-            None
-        };
+        let spared = self.operators_may_live().await;
         self.story.condition(type_, reason).await;
         for member in &struck.harmed {
             self.story.member_health(member, health).await;
@@ -590,6 +584,16 @@ impl Scene<'_> {
         let all = self.requests().await;
         assert_eq!(all.len(), requests, "{all:?}");
         took
+    }
+
+    /// To see that a cluster has no leader, or that a node is silent, takes three seconds, which an operator that dies
+    /// every second never has: it does no harm meanwhile, and what it must do when it may live.
+    async fn operators_may_live(&self) -> Option<Spared> {
+        if !operators_die() {
+            return None;
+        }
+        self.nobody_is_removed(|_| {}).await;
+        Some(Spared::from_now_on())
     }
 
     async fn nobody_is_removed(&self, and: impl Fn(&EtcdClusterStatus)) {
