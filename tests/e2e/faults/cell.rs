@@ -1,6 +1,6 @@
 //! One fault, done to one cluster under load, and what comes of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -109,7 +109,7 @@ pub(crate) async fn happens(story: &Story, fault: Fault, turn: usize) -> Duratio
 
 impl Scene<'_> {
     async fn play(&self) -> Duration {
-        let requests = self.requests().await.len();
+        let requests = self.requests().await;
         self.story.write(&self.prefix, 100).await;
         let struck = self.strike().await;
         let took = match self.expected {
@@ -126,10 +126,10 @@ impl Scene<'_> {
             }
         };
         if self.expected == Expected::Replaced && self.fault != Fault::CreatedAgain {
-            let all = self.requests().await.split_off(requests);
+            let new = self.requests_beside(&requests).await;
             let phases: Vec<_> =
-                all.iter().map(|request| request.status.clone().unwrap_or_default().phase).collect();
-            assert_eq!(phases, [Some(Phase::Complete)], "{all:?}");
+                new.iter().map(|request| request.status.clone().unwrap_or_default().phase).collect();
+            assert_eq!(phases, [Some(Phase::Complete)], "{new:?}");
         }
         let refused = matches!(self.expected, Expected::Refused { .. });
         self.undo(struck.undo).await;
@@ -143,12 +143,18 @@ impl Scene<'_> {
         took
     }
 
-    /// Replacements so far, the oldest first.
-    async fn requests(&self) -> Vec<EtcdMemberReplacement> {
-        let mut all =
+    /// UIDs of the replacements there are; of those that are over the operator keeps only the newest ten.
+    async fn requests(&self) -> BTreeSet<Option<String>> {
+        let all = self.story.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;
+        all.iter().map(ResourceExt::uid).collect()
+    }
+
+    /// Replacements that have come since then.
+    async fn requests_beside(&self, before: &BTreeSet<Option<String>>) -> Vec<EtcdMemberReplacement> {
+        let mut new =
             self.story.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;
-        all.sort_by_key(|request| (request.creation_timestamp(), request.name_any()));
-        all
+        new.retain(|request| !before.contains(&request.uid()));
+        new
     }
 
     /// How many keys [`strike`](Self::strike) writes.
@@ -573,7 +579,7 @@ impl Scene<'_> {
         }
         drop(spared);
         let took = struck.at.elapsed();
-        let (claims, requests) = (self.claims().await, self.requests().await.len());
+        let (claims, requests) = (self.claims().await, self.requests().await);
         let stays = |status: &EtcdClusterStatus| {
             let condition = status.conditions.iter().find(|condition| condition.type_ == type_);
             let now = condition.map(|condition| condition.reason.as_str());
@@ -581,8 +587,8 @@ impl Scene<'_> {
         };
         self.nobody_is_removed(stays).await;
         assert_eq!(self.claims().await, claims, "volumes came or went");
-        let all = self.requests().await;
-        assert_eq!(all.len(), requests, "{all:?}");
+        let new = self.requests_beside(&requests).await;
+        assert!(new.is_empty(), "{new:?}");
         took
     }
 
