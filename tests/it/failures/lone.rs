@@ -210,20 +210,32 @@ fn on_disk(member: &Member, volume: &Path) -> Member {
     member
 }
 
-/// Room for the first segment of the log, which is preallocated, and a little more.
+/// Mebibytes with room for two segments of the log and a little more: etcd preallocates the next one behind its own
+/// start, and where there is no room for it, other writes of that moment fail as well.
+const SMALL_DISK: u32 = 130;
+
 fn fill_disk(reports: &Reports) {
-    let disk = Disk::mount(70);
+    let disk = Disk::mount(SMALL_DISK);
     let cluster = Cluster::new(reports.minor, 1);
     let member = on_disk(&cluster.members[0], &disk.path());
     let guard = member.serve();
+    await_next_segment(&disk);
     disk.fill();
     let value = "x".repeat(1_000_000);
     end_by_writing(&member, &guard, &value);
     reports.take("DiskFull", &message(&member, guard));
 }
 
+/// Waits until the segment after the first one has its room, so that none is given back once the disk is full.
+fn await_next_segment(disk: &Disk) {
+    let next = disk.path().join("data/member/wal/0.tmp");
+    wait_until("the next segment is preallocated", || {
+        fs::metadata(&next).is_ok_and(|segment| segment.len() == 64_000_000)
+    });
+}
+
 fn break_disk(reports: &Reports) {
-    let mut disk = Disk::mount(70);
+    let mut disk = Disk::mount(SMALL_DISK);
     let cluster = Cluster::new(reports.minor, 1);
     let member = on_disk(&cluster.members[0], &disk.path());
     drop(member.serve().stop());
