@@ -1,6 +1,7 @@
 //! EtcdMemberReplacements as people ask for them.
 
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, PostParams};
@@ -43,13 +44,19 @@ async fn refusal(story: &Story, spec: Value) -> String {
     ask(story, "refused", spec).await.expect_err("it was taken").to_string()
 }
 
+/// So many looks are judged together, at least,
+const LOOKS: usize = 3;
+/// and so far apart are the first and the last of them.
+const LOOKS_TIME: Duration = Duration::from_secs(4);
+
 /// The lowest number of failures that the cluster could bear, by etcd's own list, until told to stop.
 pub(crate) async fn lowest_margin(story: &Story, stop: &std::sync::atomic::AtomicBool) -> usize {
     let identity = story.identity().await;
     let mut tick = tokio::time::interval(Duration::from_millis(100));
-    let (mut lowest, mut last) = (usize::MAX, usize::MAX);
+    let (mut lowest, mut looks) = (usize::MAX, VecDeque::new());
     while !stop.load(std::sync::atomic::Ordering::Relaxed) {
         tick.tick().await;
+        let begun = Instant::now();
         let survey = quorate::etcd::survey::survey(story.addresses().await, Some(&identity)).await;
         let answers = || survey.values().flatten();
         let Some(list) = answers().find_map(|answer| answer.quorum.as_ref()) else { continue };
@@ -57,11 +64,21 @@ pub(crate) async fn lowest_margin(story: &Story, stop: &std::sync::atomic::Atomi
             list.members.iter().filter(|member| !member.learner).map(|member| member.id).collect();
         let healthy =
             answers().filter(|answer| answer.quorum.is_some() && voters.contains(&answer.member_id)).count();
-        // Answers of one look are not of one moment: who has just begun to vote may have answered as a learner. So what
-        // counts is what two looks in a row have seen.
-        let now = margin(voters.len(), healthy).unwrap_or_default();
-        lowest = lowest.min(now.max(last));
-        last = now;
+        looks.push_back((begun, margin(voters.len(), healthy).unwrap_or_default()));
+        // Answers of one look are not of one moment: who has just begun to vote may have answered as a learner, who has
+        // just left may have been counted by another. And on a busy machine a member answers late. So what counts is what
+        // three looks and four seconds have seen: no member that is gone comes back within them.
+        let enough = |from: usize| {
+            let first = looks.get(from).is_some_and(|(first, _)| begun.duration_since(*first) >= LOOKS_TIME);
+            first && looks.len() - from >= LOOKS
+        };
+        let (judged, spare) = (enough(0), enough(1));
+        if spare {
+            looks.pop_front();
+        }
+        if judged {
+            lowest = looks.iter().map(|(_, margin)| *margin).max().unwrap_or_default().min(lowest);
+        }
     }
     lowest
 }
