@@ -258,7 +258,7 @@ fn monitoring_is_made_only_where_its_kinds_exist() {
         let objects = objects(arguments).into_iter().filter(|(_, object)| of_prometheus(object));
         objects.map(|(name, _)| name.replace(" quorate-system ", " ")).collect()
     };
-    let monitors = ["PodMonitor quorate-etcd", "PodMonitor quorate-operator"];
+    let monitors = ["PodMonitor quorate-etcd", "PodMonitor quorate-mirror", "PodMonitor quorate-operator"];
     let rule = ["PrometheusRule quorate"];
     assert!(made(&[]).is_empty());
     assert_eq!(made(&[POD_MONITOR]), monitors);

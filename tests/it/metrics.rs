@@ -33,7 +33,10 @@ fn all() -> Metrics {
     let metrics = Metrics::new();
     metrics.leader.set(1);
     metrics.duration.observe(0.2);
-    metrics.reconciles.get_or_create(&ReconcileLabels { kind: "EtcdCluster", result: "success" }).inc();
+    metrics
+        .reconciles
+        .get_or_create(&ReconcileLabels { kind: "EtcdCluster".to_owned(), result: "success" })
+        .inc();
     metrics.tell("team", "main", sample());
     metrics
 }
