@@ -450,7 +450,8 @@ pub struct EtcdMirrorStatus {
     /// One sentence on how the mirror is: the worst that there is to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<String>,
-    /// What the mirror does: Starting, InitialSync, Streaming, Resyncing, Switching, Paused, Stopped or Stalled.
+    /// What the mirror does: Starting, InitialSync, Streaming, Resyncing, Switching, Waiting (for a site that does
+    /// not answer), Paused, Stopped or Stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
     /// Name of the site that is active by etcd's own records. During a switch it stays the old one until the new one

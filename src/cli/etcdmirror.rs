@@ -188,9 +188,11 @@ fn wanted(object: &EtcdMirror, switch: &Switch) -> Result<Option<String>, String
             "this mirror has no spec.fence, so nothing keeps writers out of {active} while it is switched; set one, or \
              stop the writers yourself and add --writers-stopped"
         )),
-        (Some(_), true) => Err("this mirror has a spec.fence, which keeps writers out; leave --writers-stopped \
+        (Some(_), true) => {
+            Err("this mirror has a spec.fence, which keeps writers out; leave --writers-stopped \
              away, or set spec.fence.mode to Manual"
-            .to_owned()),
+                .to_owned())
+        }
         (None, true) | (Some(_), false) => Ok(Some(to.to_owned())),
     }
 }
@@ -238,7 +240,9 @@ fn progress(status: &EtcdMirrorStatus, to: &str) -> (String, Option<Exit>) {
         return (format!("Stalled    {}\n", stalled.message), Some(Exit::Unavailable));
     }
     match switch.step.as_str() {
-        "Done" if status.source.as_deref() == Some(to) => (format!("Done       {to} is active\n"), Some(Exit::Done)),
+        "Done" if status.source.as_deref() == Some(to) => {
+            (format!("Done       {to} is active\n"), Some(Exit::Done))
+        }
         "Aborted" => ("Aborted    the old site stays active\n".to_owned(), Some(Exit::Unavailable)),
         "" | "Done" => ("Waiting    the agent is started anew\n".to_owned(), None),
         step => (format!("{step:<10} {} -> {}\n", switch.from, switch.to), None),
@@ -276,7 +280,10 @@ fn picture(object: &EtcdMirror) -> String {
     };
     let number = |number: i64| crate::operator::mirror::status::thousands(number.unsigned_abs());
     line("Lag", lag(object, &status));
-    line("Checkpoint", status.checkpoint.map(|revision| format!("revision {revision} of {}", text(&status.source))));
+    line(
+        "Checkpoint",
+        status.checkpoint.map(|revision| format!("revision {revision} of {}", text(&status.source))),
+    );
     line("Synced", status.synced.clone());
     line(
         "Verified",
@@ -291,7 +298,13 @@ fn picture(object: &EtcdMirror) -> String {
     line(
         "Resync",
         status.last_resync.as_ref().map(|last| {
-            format!("{}: {} put, {} deleted, {}", last.time, number(last.puts), number(last.deletes), last.reason)
+            format!(
+                "{}: {} put, {} deleted, {}",
+                last.time,
+                number(last.puts),
+                number(last.deletes),
+                last.reason
+            )
         }),
     );
     line("Switch", status.switch.as_ref().map(steps));
@@ -400,7 +413,16 @@ mod tests {
     #[test]
     fn a_mirror_that_follows_fits_a_screen() {
         let object = mirror(json!({}), following());
-        expect![[r#""#]].assert_eq(&picture(&object));
+        expect![[r#"
+            dc (prod)  eqiad -> codfw  Streaming
+              Lag         0 revisions, 0s (objective 1m)
+              Checkpoint  revision 3020127 of eqiad
+              Synced      1,204,331 keys
+              Verified    equal at 2026-01-02T03:00:00Z, 1,204,331 keys
+              Site        eqiad  ok  cluster 424b
+              Site        codfw  ok  cluster 1860
+              What now    Nothing.
+        "#]].assert_eq(&picture(&object));
         assert_eq!(verdict(&object), Exit::Done);
     }
 
@@ -414,14 +436,27 @@ mod tests {
             condition("Ready", "False", "SourceRewound", "The source is at revision 700, and was at 1000."),
         ]);
         let object = mirror(json!({}), status);
-        expect![[r#""#]].assert_eq(&picture(&object));
+        expect![[r#"
+            dc (prod)  eqiad -> codfw  Stalled
+              Lag         0 revisions, 0s (objective 1m)
+              Checkpoint  revision 3020127 of eqiad
+              Synced      1,204,331 keys
+              Verified    equal at 2026-01-02T03:00:00Z, 1,204,331 keys
+              Site        eqiad  ok  cluster 424b
+              Site        codfw  ok  cluster 1860
+              Plan        waits for approval: 0 keys added, 12 overwritten, 4,100 deleted; kubectl quorate mirror resync dc --approve b3a1
+              What now    SourceRewound: The source is at revision 700, and was at 1000.
+        "#]].assert_eq(&picture(&object));
         assert_eq!(verdict(&object), Exit::Unavailable);
     }
 
     #[test]
     fn one_that_nobody_has_seen_says_so() {
         let object = mirror(json!({}), json!({"observedGeneration": -1}));
-        expect![[r#""#]].assert_eq(&picture(&object));
+        expect![[r#"
+            dc (prod)  ? -> ?  ?
+              What now    The operator has not looked at it yet.
+        "#]].assert_eq(&picture(&object));
         assert_eq!(verdict(&object), Exit::Degraded);
     }
 
@@ -437,7 +472,8 @@ mod tests {
 
     #[test]
     fn a_switch_without_a_fence_needs_a_person_who_stopped_the_writers() {
-        let (bare, fenced) = (mirror(json!({}), json!({})), mirror(json!({"fence": {"mode": "Manual"}}), json!({})));
+        let (bare, fenced) =
+            (mirror(json!({}), json!({})), mirror(json!({"fence": {"mode": "Manual"}}), json!({})));
         assert!(wanted(&bare, &switch("dc")).unwrap_err().contains("--writers-stopped"));
         assert_eq!(wanted(&bare, &switch("dc --writers-stopped")), Ok(Some("codfw".to_owned())));
         assert_eq!(wanted(&fenced, &switch("dc --to codfw")), Ok(Some("codfw".to_owned())));
@@ -456,9 +492,11 @@ mod tests {
         assert_eq!(at("Drain", "eqiad"), ("Drain      eqiad -> codfw\n".to_owned(), None));
         assert_eq!(at("Done", "codfw").1, Some(Exit::Done));
         assert_eq!(at("Aborted", "eqiad").1, Some(Exit::Unavailable));
-        let earlier = of(json!({"source": "eqiad", "switch": {"from": "codfw", "to": "eqiad", "step": "Done"}}));
+        let earlier =
+            of(json!({"source": "eqiad", "switch": {"from": "codfw", "to": "eqiad", "step": "Done"}}));
         assert_eq!(earlier.1, None, "a switch of another day");
-        let stalled = of(json!({"conditions": [condition("Stalled", "True", "FenceRefused", "Auth is off.")]}));
+        let stalled =
+            of(json!({"conditions": [condition("Stalled", "True", "FenceRefused", "Auth is off.")]}));
         assert_eq!(stalled, ("Stalled    Auth is off.\n".to_owned(), Some(Exit::Unavailable)));
     }
 
@@ -472,6 +510,7 @@ mod tests {
             ],
         }))
         .unwrap();
-        expect!["eqiad -> codfw: Verify 2.5s, Promote; Done at 2026-01-02T03:04:09Z"].assert_eq(&steps(&switch));
+        expect!["eqiad -> codfw: Verify 2.5s, Promote; Done at 2026-01-02T03:04:09Z"]
+            .assert_eq(&steps(&switch));
     }
 }

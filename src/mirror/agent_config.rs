@@ -279,7 +279,8 @@ mod tests {
                 root:
                   eqiad: {}
             requests: {}
-        "#]].assert_eq(&text);
+        "#]]
+        .assert_eq(&text);
         assert_eq!(serde_saphyr::from_str::<AgentConfig>(&text).unwrap(), config);
     }
 

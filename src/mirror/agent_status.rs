@@ -91,7 +91,17 @@ pub enum AgentPhase {
     Stopped,
 }
 
-/// Why it cannot go on.
+impl AgentPhase {
+    /// Whether changes of the source reach the target.
+    pub fn copies(self) -> bool {
+        match self {
+            Self::InitialSync | Self::Streaming | Self::Resyncing => true,
+            Self::Starting | Self::Paused | Self::Switching | Self::Stopped => false,
+        }
+    }
+}
+
+/// Why it cannot go on, or, while its phase is one that copies, what else waits for a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// The stable word.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use expect_test::expect;
-use quorate::operator::metrics::{ClusterSample, Metrics, ReconcileLabels};
+use quorate::operator::metrics::{ClusterSample, Metrics, MirrorSample, ReconcileLabels};
 
 fn sample() -> ClusterSample {
     let condition =
@@ -28,6 +28,20 @@ fn sample() -> ClusterSample {
     }
 }
 
+fn mirror() -> MirrorSample {
+    MirrorSample {
+        up: true,
+        state: "Running",
+        ready: true,
+        lag_revisions: Some(7),
+        lag_seconds: Some(0.5),
+        lag_objective_seconds: Some(60),
+        history_margin: Some(0.75),
+        mismatched_keys: Some(0),
+        conditions: vec![("Ready".to_owned(), "True".to_owned(), "Healthy".to_owned())],
+    }
+}
+
 /// Metrics with a series of everything.
 fn all() -> Metrics {
     let metrics = Metrics::new();
@@ -38,7 +52,26 @@ fn all() -> Metrics {
         .get_or_create(&ReconcileLabels { kind: "EtcdCluster".to_owned(), result: "success" })
         .inc();
     metrics.tell("team", "main", sample());
+    metrics.tell_mirror("team", "dc", mirror());
     metrics
+}
+
+/// The series of mirrors, without help and type.
+fn of_mirrors(metrics: &Metrics) -> String {
+    let text = metrics.text().unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("quorate_mirror"));
+    lines.fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn a_mirror_is_told_in_these_series_and_what_nobody_knows_is_absent() {
+    let metrics = all();
+    expect![[r#""#]].assert_eq(&of_mirrors(&metrics));
+    let paused = MirrorSample { state: "Paused", lag_objective_seconds: Some(60), ..MirrorSample::default() };
+    metrics.tell_mirror("team", "dc", paused);
+    expect![[r#""#]].assert_eq(&of_mirrors(&metrics));
+    metrics.forget_mirror("team", "dc");
+    assert_eq!(of_mirrors(&metrics), "");
 }
 
 /// The series of clusters, without help and type.

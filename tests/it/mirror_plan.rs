@@ -9,7 +9,9 @@ use quorate::api::EtcdMirror;
 use quorate::api::mirror::EtcdMirrorStatus;
 use quorate::api::reason::Reason;
 use quorate::mirror::agent_config::AgentConfig;
-use quorate::mirror::agent_status::{AgentPhase, AgentStatus, Problem, ProblemReason, SiteSeen, Verification};
+use quorate::mirror::agent_status::{
+    AgentPhase, AgentStatus, Problem, ProblemReason, SiteSeen, Verification,
+};
 use quorate::operator::manifest::says_all;
 use quorate::operator::mirror::desired::Desired;
 use quorate::operator::mirror::observed::{AgentPod, Cluster, ClusterSeen, Fields, Observed, Pair};
@@ -108,6 +110,12 @@ fn manifest<'a>(plan: &'a Plan, kind: &str, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("the plan has no {kind} {name}: {:?}", plan.ensure))
 }
 
+/// The Pod of an agent, as its Deployment makes it.
+pub(crate) fn agent() -> Value {
+    let plan = decide(&desired(&json!({})), &ready_to_start());
+    manifest(&plan, "Deployment", "dc-agent").pointer("/spec/template").unwrap().clone()
+}
+
 fn file(plan: &Plan) -> AgentConfig {
     let text = manifest(plan, "ConfigMap", "dc-agent")["data"]["config.yaml"].as_str().unwrap();
     serde_saphyr::from_str(text).unwrap()
@@ -188,8 +196,9 @@ fn a_new_mirror_gets_its_file_its_agent_and_its_active_site() {
     assert_eq!(plan.findings, []);
     let text = manifest(&plan, "ConfigMap", "dc-agent")["data"]["config.yaml"].as_str().unwrap();
     expect![[r#""#]].assert_eq(text);
-    expect![[r#""#]]
-        .assert_eq(&serde_json::to_string_pretty(&manifest(&plan, "ConfigMap", "dc-active")["data"]).unwrap());
+    expect![[r#""#]].assert_eq(
+        &serde_json::to_string_pretty(&manifest(&plan, "ConfigMap", "dc-active")["data"]).unwrap(),
+    );
 }
 
 #[test]
@@ -219,8 +228,36 @@ fn what_is_no_longer_asked_for_is_a_difference() {
     let observed = carried_out(&ready_to_start(), &decide(&desired(&with), &ready_to_start()));
     let without = decide(&desired(&json!({})), &observed);
     let agent = manifest(&without, "Deployment", "dc-agent");
-    assert_eq!(agent["spec"]["template"]["spec"]["nodeSelector"], json!({}));
+    assert_eq!(agent["spec"]["template"]["spec"].get("nodeSelector"), None);
     assert!(!says_all(agent, &observed.children[&("Deployment", "dc-agent".to_owned())]));
+}
+
+/// As the apiserver stores it: typed, without what is empty, with amounts in its own writing.
+#[test]
+fn what_the_apiserver_makes_of_the_agent_is_no_difference_but_an_edit_by_hand_is() {
+    let desired = desired(&json!({"agent": {"resources": {"requests": {"cpu": "0.1"}, "limits": {}}}}));
+    let mut observed = carried_out(&ready_to_start(), &decide(&desired, &ready_to_start()));
+    let key = ("Deployment", "dc-agent".to_owned());
+    let typed: k8s_openapi::api::apps::v1::Deployment =
+        serde_json::from_value(observed.children[&key].clone()).unwrap();
+    let mut stored = serde_json::to_value(typed).unwrap();
+    stored["spec"]["template"]["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100m"}});
+    stored["spec"]["progressDeadlineSeconds"] = 600.into();
+    let text = stored["spec"].to_string();
+    assert!(!text.contains("[]") && !text.contains(":{}"), "the apiserver would not store: {text}");
+    observed.children.insert(key.clone(), stored.clone());
+    assert_eq!(decide(&desired, &observed).ensure, []);
+    for (pointer, by_hand) in [
+        ("/spec/replicas", json!(2)),
+        ("/spec/strategy/type", json!("RollingUpdate")),
+        ("/spec/template/spec/containers/0/image", json!("other")),
+    ] {
+        let mut edited = stored.clone();
+        *edited.pointer_mut(pointer).unwrap() = by_hand;
+        observed.children.insert(key.clone(), edited);
+        expect!["[apply Deployment dc-agent]"]
+            .assert_eq(&format!("{:?}", decide(&desired, &observed).ensure));
+    }
 }
 
 #[test]
@@ -253,11 +290,10 @@ fn an_edit_restarts_the_agent_and_a_changed_member_list_does_not() {
 #[test]
 fn requests_reach_the_agent() {
     let mut asked = object(&json!({}));
-    asked.metadata.annotations =
-        Some(BTreeMap::from([("quorate.dev/verify".to_owned(), "2026-01-02".to_owned()), (
-            "quorate.dev/resync".to_owned(),
-            "b3a1".to_owned(),
-        )]));
+    asked.metadata.annotations = Some(BTreeMap::from([
+        ("quorate.dev/verify".to_owned(), "2026-01-02".to_owned()),
+        ("quorate.dev/resync".to_owned(), "b3a1".to_owned()),
+    ]));
     let desired = Desired::of(&asked, "quorate:test").unwrap();
     let requests = file(&decide(&desired, &ready_to_start())).requests;
     assert_eq!((requests.verify.as_deref(), requests.resync.as_deref()), (Some("2026-01-02"), Some("b3a1")));
@@ -354,8 +390,7 @@ fn a_mirror_that_would_close_a_circle_has_no_agent() {
     let mut observed = ready_to_start();
     let mut back = object(&json!({"active": "codfw"}));
     back.metadata.name = Some("back".to_owned());
-    back.metadata.creation_timestamp =
-        Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
+    back.metadata.creation_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
     observed.others.push(Pair::of(&back));
     check(&desired, &observed, &expect![[r#""#]]);
     assert!(
@@ -378,8 +413,12 @@ fn a_fence_of_roles_mounts_roots_secrets() {
     let config = file(&plan);
     expect![[r#""#]].assert_eq(&serde_saphyr::to_string(&config.fence).unwrap());
     let volumes = manifest(&plan, "Deployment", "dc-agent").pointer("/spec/template/spec/volumes").unwrap();
-    let secrets: Vec<&str> =
-        volumes.as_array().unwrap().iter().filter_map(|volume| volume["secret"]["secretName"].as_str()).collect();
+    let secrets: Vec<&str> = volumes
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|volume| volume["secret"]["secretName"].as_str())
+        .collect();
     assert_eq!(secrets, ["main-client", "codfw-client", "main-root", "codfw-root"]);
 }
 
@@ -418,10 +457,28 @@ fn what_the_agent_reports_becomes_conditions() {
         lag_seconds: Some(372.0),
         lag_revisions: Some(48_211),
         history_margin: Some(0.2),
-        verification: Some(Verification { time: now(), keys: 9, missing: 1, different: 2, ..Verification::default() }),
+        verification: Some(Verification {
+            time: now(),
+            keys: 9,
+            missing: 1,
+            different: 2,
+            ..Verification::default()
+        }),
         ..streaming()
     };
     check(&desired, &answering(&desired, late), &expect![[r#""#]]);
+}
+
+/// Only the switch stands still; what copies goes on being ready.
+#[test]
+fn a_switch_that_is_refused_does_not_stop_the_copying() {
+    let desired = desired(&json!({"active": "codfw"}));
+    let missing = Problem {
+        reason: ProblemReason::FenceMissing,
+        message: "spec.active is codfw, and nothing keeps writers out of eqiad.".to_owned(),
+    };
+    let observed = answering(&desired, AgentStatus { problem: Some(missing), ..streaming() });
+    check(&desired, &observed, &expect![[r#""#]]);
 }
 
 #[test]
@@ -461,7 +518,8 @@ fn the_active_site_is_the_one_of_etcds_records() {
         manifest(&plan, "ConfigMap", "dc-active")["data"]["site"].as_str().unwrap().to_owned()
     };
     let fresh = EtcdMirrorStatus::default();
-    let known = EtcdMirrorStatus { source: Some("eqiad".to_owned()), ..EtcdMirrorStatus::default() };
+    let known =
+        EtcdMirrorStatus { source: Some("eqiad".to_owned()), term: Some(1), ..EtcdMirrorStatus::default() };
     let of = |active: &str| AgentStatus { active: Some(active.to_owned()), ..streaming() };
     assert_eq!(site(&answering(&switching, of("eqiad")), &fresh), "eqiad");
     assert_eq!(site(&answering(&switching, of("codfw")), &known), "codfw");

@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use super::desired::Desired;
 use super::observed::Fields;
 use crate::api::mirror::AgentPodTemplate;
+use crate::operator::manifest::says_all;
 use crate::operator::names;
 
 /// Port of an agent's `/status`, `/metrics`, `/livez` and `/readyz`.
@@ -78,12 +79,18 @@ fn pod(desired: &Desired, template: &AgentPodTemplate, mounts: &[Mount]) -> Valu
         },
         "containers": [container(desired, mounts)],
         "volumes": volumes,
-        "nodeSelector": template.node_selector,
-        "tolerations": template.tolerations,
-        "imagePullSecrets": template.image_pull_secrets,
     });
-    if let (Some(class), Some(spec)) = (&template.priority_class_name, spec.as_object_mut()) {
-        spec.insert("priorityClassName".to_owned(), class.as_str().into());
+    // What is empty is not stored: said again at every look, it would be a difference for ever.
+    let optional = [
+        ("nodeSelector", json!(template.node_selector)),
+        ("tolerations", json!(template.tolerations)),
+        ("imagePullSecrets", json!(template.image_pull_secrets)),
+        ("priorityClassName", json!(template.priority_class_name)),
+    ];
+    let is_said = |value: &Value| !value.is_null() && *value != json!({}) && *value != json!([]);
+    let said = optional.into_iter().filter(|(_, value)| is_said(value));
+    if let Some(spec) = spec.as_object_mut() {
+        spec.extend(said.map(|(field, value)| (field.to_owned(), value)));
     }
     spec
 }
@@ -179,6 +186,16 @@ fn sealed(mut manifest: Value) -> Value {
         metadata.insert("annotations".to_owned(), json!({names::TEMPLATE: hash}));
     }
     manifest
+}
+
+/// Whether `found` says all that `wanted` does. The apiserver writes amounts in its own way, so those of a container
+/// count by the hash only.
+pub fn is_as_wanted(wanted: &Value, found: &Value) -> bool {
+    let mut wanted = wanted.clone();
+    if let Some(resources) = wanted.pointer_mut("/spec/template/spec/containers/0/resources") {
+        *resources = json!({});
+    }
+    says_all(&wanted, found)
 }
 
 /// Whether an object is this EtcdMirror's.

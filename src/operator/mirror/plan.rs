@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::desired::Desired;
-use super::manifests::{self, CONFIG_FILE, Mount, config_map, deployment, is_ours, secret_copy};
+use super::manifests::{
+    self, CONFIG_FILE, Mount, config_map, deployment, is_as_wanted, is_ours, secret_copy,
+};
 use super::observed::{AgentPod, Cluster, ClusterSeen, Fields, Observed};
 use super::overlap::conflict;
 use crate::api::mirror::{
@@ -22,7 +24,6 @@ use crate::api::mirror::{
 use crate::api::reason::Reason;
 use crate::etcd::flags::{CLIENT_PORT, url};
 use crate::mirror::agent_config::{self, AgentConfig, Credentials, Fence, Limits, RunState, Site, Verify};
-use crate::operator::manifest::says_all;
 use crate::operator::names;
 
 /// What to do, and what there is to tell.
@@ -139,7 +140,9 @@ fn sorted(mut plan: Plan) -> Plan {
 pub fn active(desired: &Desired, observed: &Observed, before: &EtcdMirrorStatus) -> String {
     let told = observed.answer.as_ref().and_then(|answer| answer.as_ref().ok()?.active.clone());
     let known = |name: &String| desired.sites.iter().any(|site| site.name == *name);
-    told.or_else(|| before.source.clone()).filter(known).unwrap_or_else(|| desired.spec.active.clone())
+    // The term comes from etcd's records only: without it the status says what the spec said.
+    let once = before.source.clone().filter(|_| before.term.is_some());
+    told.or(once).filter(known).unwrap_or_else(|| desired.spec.active.clone())
 }
 
 /// What an agent needs of a site.
@@ -401,7 +404,7 @@ fn want(desired: &Desired, observed: &Observed, plan: &mut Plan, kind: &'static 
             );
             plan.findings.push(Finding::stalled(Reason::NameTaken, message));
         }
-        Some(found) if says_all(&manifest, found) => {}
+        Some(found) if is_as_wanted(&manifest, found) => {}
         Some(_) | None => plan.ensure.push(Ensure::Apply { kind, manifest }),
     }
 }

@@ -215,13 +215,10 @@ fn measure(
         MirrorState::Paused => "Paused",
         MirrorState::Stopped => "Stopped",
     };
-    let copies = |phase: AgentPhase| {
-        matches!(phase, AgentPhase::InitialSync | AgentPhase::Streaming | AgentPhase::Resyncing)
-    };
     let running = answer.filter(|_| state == "Running");
     let conditions = status.conditions.iter();
     let sample = MirrorSample {
-        up: answer.is_some_and(|answer| answer.problem.is_none() && copies(answer.phase)),
+        up: answer.is_some_and(|answer| answer.phase.copies()),
         state,
         ready: conditions.clone().any(|condition| condition.type_ == READY && condition.status == "True"),
         lag_revisions: running.and_then(|answer| answer.lag_revisions),

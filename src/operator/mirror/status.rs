@@ -227,10 +227,16 @@ impl Picture<'_> {
         Some((problem.reason.may_pass(), word(problem.reason), problem.message.clone()))
     }
 
-    /// What keeps it from going on for now.
-    fn waiting(&self) -> Option<(Reason, String)> {
+    /// What keeps it from copying.
+    fn standing(&self) -> Option<(Reason, String)> {
         let finding = self.plan.findings.first().map(told);
-        finding.or_else(|| self.problem().map(|(_, word, text)| (word, text))).or_else(|| self.silent())
+        let problem = || self.problem().filter(|_| !self.copies()).map(|(_, word, text)| (word, text));
+        finding.or_else(problem).or_else(|| self.silent())
+    }
+
+    /// Whether the agent copies: it may while a person is needed for something else, such as a switch of sites.
+    fn copies(&self) -> bool {
+        self.agent.is_some_and(|agent| agent.phase.copies())
     }
 
     /// Why nobody answers for today's file.
@@ -258,7 +264,7 @@ impl Picture<'_> {
             MirrorState::Paused if self.stalled().is_none() => return "Paused",
             MirrorState::Running | MirrorState::Paused => {}
         }
-        if self.stalled().is_some() {
+        if self.stalled().is_some() && !self.copies() {
             return "Stalled";
         }
         match self.agent.map_or(AgentPhase::Starting, |agent| agent.phase) {
@@ -323,7 +329,7 @@ fn statements(before: &EtcdMirrorStatus, picture: &Picture) -> Vec<Statement> {
 }
 
 fn ready(picture: &Picture) -> Statement {
-    if let Some((reason, message)) = picture.stalled().or_else(|| picture.waiting()) {
+    if let Some((reason, message)) = picture.standing() {
         return say(READY, false, reason, message);
     }
     let Some(agent) = picture.agent else {
