@@ -124,7 +124,6 @@ use super::{mirror_rules, rules};
 #[serde(rename_all = "camelCase")]
 pub struct EtcdMirrorSpec {
     /// Both sides, by name: exactly two. The names are yours, such as those of two data centres, and cannot be changed.
-    #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"], "maxItems" = 4))]
     #[x_kube(validation = mirror_rules::sites_are_two())]
     #[x_kube(validation = mirror_rules::sites_are_not_one_cluster())]

@@ -102,7 +102,7 @@ pub(super) async fn execute(verb: Verb) -> anyhow::Result<Exit> {
             let word = approve.unwrap_or_else(|| Timestamp::now().to_string());
             patch(&change, &annotation(RESYNC, &word)).await
         }
-        Verb::Switch(switch) => switch_over(switch).await,
+        Verb::Switch(switch) => switch_over(&switch).await,
     }
 }
 
@@ -148,11 +148,11 @@ async fn write(host: &Host, change: &Change, what: &Value) -> anyhow::Result<()>
     terminal::print(&format!("etcdmirror.quorate.dev/{name} patched\n"))
 }
 
-async fn switch_over(switch: Switch) -> anyhow::Result<Exit> {
+async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
     let name = &switch.change.named.name;
     let host = switch.change.named.connection.open().await?;
     let object = get(&host, name).await?;
-    let to = match wanted(&object, &switch) {
+    let to = match wanted(&object, switch) {
         Ok(Some(to)) => to,
         Ok(None) => {
             terminal::print(&format!("{} is asked to be active already\n", object.spec.active))?;
@@ -380,7 +380,7 @@ mod tests {
 
     use super::*;
 
-    fn mirror(spec: Value, status: Value) -> EtcdMirror {
+    fn mirror(spec: &Value, status: Value) -> EtcdMirror {
         let mut object = json!({
             "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror",
             "metadata": {"name": "dc", "namespace": "prod"},
@@ -412,7 +412,7 @@ mod tests {
 
     #[test]
     fn a_mirror_that_follows_fits_a_screen() {
-        let object = mirror(json!({}), following());
+        let object = mirror(&json!({}), following());
         expect![[r#"
             dc (prod)  eqiad -> codfw  Streaming
               Lag         0 revisions, 0s (objective 1m)
@@ -422,7 +422,8 @@ mod tests {
               Site        eqiad  ok  cluster 424b
               Site        codfw  ok  cluster 1860
               What now    Nothing.
-        "#]].assert_eq(&picture(&object));
+        "#]]
+        .assert_eq(&picture(&object));
         assert_eq!(verdict(&object), Exit::Done);
     }
 
@@ -435,7 +436,7 @@ mod tests {
             condition("Stalled", "True", "SourceRewound", "The source is at revision 700, and was at 1000."),
             condition("Ready", "False", "SourceRewound", "The source is at revision 700, and was at 1000."),
         ]);
-        let object = mirror(json!({}), status);
+        let object = mirror(&json!({}), status);
         expect![[r#"
             dc (prod)  eqiad -> codfw  Stalled
               Lag         0 revisions, 0s (objective 1m)
@@ -452,11 +453,12 @@ mod tests {
 
     #[test]
     fn one_that_nobody_has_seen_says_so() {
-        let object = mirror(json!({}), json!({"observedGeneration": -1}));
+        let object = mirror(&json!({}), json!({"observedGeneration": -1}));
         expect![[r#"
             dc (prod)  ? -> ?  ?
               What now    The operator has not looked at it yet.
-        "#]].assert_eq(&picture(&object));
+        "#]]
+        .assert_eq(&picture(&object));
         assert_eq!(verdict(&object), Exit::Degraded);
     }
 
@@ -473,7 +475,7 @@ mod tests {
     #[test]
     fn a_switch_without_a_fence_needs_a_person_who_stopped_the_writers() {
         let (bare, fenced) =
-            (mirror(json!({}), json!({})), mirror(json!({"fence": {"mode": "Manual"}}), json!({})));
+            (mirror(&json!({}), json!({})), mirror(&json!({"fence": {"mode": "Manual"}}), json!({})));
         assert!(wanted(&bare, &switch("dc")).unwrap_err().contains("--writers-stopped"));
         assert_eq!(wanted(&bare, &switch("dc --writers-stopped")), Ok(Some("codfw".to_owned())));
         assert_eq!(wanted(&fenced, &switch("dc --to codfw")), Ok(Some("codfw".to_owned())));

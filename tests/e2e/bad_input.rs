@@ -41,10 +41,9 @@ async fn refusal(api: &Api<DynamicObject>, documents: &[Value]) -> String {
     for document in before {
         // Nothing is started for a case.
         let mut idle = document.clone();
-        match document["kind"].as_str() {
-            Some("EtcdMirror") => idle["spec"]["state"] = "Stopped".into(),
-            _ => idle["spec"]["paused"] = true.into(),
-        }
+        let (field, value): (&str, Value) =
+            if document["kind"] == "EtcdMirror" { ("state", "Stopped".into()) } else { ("paused", true.into()) };
+        idle["spec"][field] = value;
         api.patch(name(document), &parameters, &Patch::Apply(&idle))
             .await
             .expect("what exists before is valid");

@@ -23,6 +23,7 @@ mod gitops;
 mod judges;
 mod metrics;
 mod mirror_plan;
+mod mirror_reconcile;
 mod offline;
 mod plan;
 mod rotation;

@@ -66,10 +66,27 @@ fn of_mirrors(metrics: &Metrics) -> String {
 #[test]
 fn a_mirror_is_told_in_these_series_and_what_nobody_knows_is_absent() {
     let metrics = all();
-    expect![[r#""#]].assert_eq(&of_mirrors(&metrics));
+    expect![[r#"
+        quorate_mirror_up{namespace="team",name="dc"} 1
+        quorate_mirror_state{namespace="team",name="dc",state="Running"} 1
+        quorate_mirror_ready{namespace="team",name="dc"} 1
+        quorate_mirror_lag_revisions{namespace="team",name="dc"} 7
+        quorate_mirror_lag_seconds{namespace="team",name="dc"} 0.5
+        quorate_mirror_lag_objective_seconds{namespace="team",name="dc"} 60
+        quorate_mirror_history_margin_ratio{namespace="team",name="dc"} 0.75
+        quorate_mirror_mismatched_keys{namespace="team",name="dc"} 0
+        quorate_mirror_condition{namespace="team",name="dc",type="Ready",status="True",reason="Healthy"} 1
+    "#]]
+    .assert_eq(&of_mirrors(&metrics));
     let paused = MirrorSample { state: "Paused", lag_objective_seconds: Some(60), ..MirrorSample::default() };
     metrics.tell_mirror("team", "dc", paused);
-    expect![[r#""#]].assert_eq(&of_mirrors(&metrics));
+    expect![[r#"
+        quorate_mirror_up{namespace="team",name="dc"} 0
+        quorate_mirror_state{namespace="team",name="dc",state="Paused"} 1
+        quorate_mirror_ready{namespace="team",name="dc"} 0
+        quorate_mirror_lag_objective_seconds{namespace="team",name="dc"} 60
+    "#]]
+    .assert_eq(&of_mirrors(&metrics));
     metrics.forget_mirror("team", "dc");
     assert_eq!(of_mirrors(&metrics), "");
 }

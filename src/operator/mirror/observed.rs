@@ -177,7 +177,7 @@ impl AgentPod {
 fn ended(state: &ContainerState) -> Option<String> {
     let ended = state.terminated.as_ref()?;
     let words = ended.message.clone().unwrap_or_default();
-    let words = words.trim().lines().last().unwrap_or_default();
+    let words = words.trim().lines().last().unwrap_or_default().trim_end_matches('.');
     let why = ended.reason.as_deref().filter(|reason| *reason != "Error");
     let code = why.map_or_else(|| format!("with code {}", ended.exit_code), |reason| format!("({reason})"));
     Some(if words.is_empty() { format!("it ended {code}") } else { format!("it ended {code}: {words}") })

@@ -340,7 +340,7 @@ fn root(desired: &Desired, observed: &Observed) -> Result<(Option<Fence>, Vec<Mo
                 let site = MirrorSite { name: access.site.clone(), ..MirrorSite::default() };
                 let tls = brought(observed, &site, access.tls_secret_ref.as_ref(), check_tls)?;
                 let auth = brought(observed, &site, access.auth_secret_ref.as_ref(), check_auth)?;
-                let (credentials, more) = mounted("root", &access.site, tls, auth);
+                let (credentials, more) = mounted("fence", &access.site, tls, auth);
                 root.insert(access.site.clone(), credentials);
                 mounts.extend(more);
             }

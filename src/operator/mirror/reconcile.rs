@@ -133,7 +133,9 @@ async fn patch_status(
     after: &EtcdMirrorStatus,
 ) -> Result<(), ReconcileError> {
     let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
-    let api: Api<EtcdMirror> = Api::namespaced(context.client.clone(), &namespace);
+    // The answer is the whole object, whose spec may be what cannot be read.
+    let resource = ApiResource::erase::<EtcdMirror>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), &namespace, &resource);
     let patch = json!({
         "apiVersion": EtcdMirror::api_version(&()),
         "kind": EtcdMirror::kind(&()),
@@ -155,7 +157,7 @@ async fn tell_unreadable(
     why: &str,
 ) -> Result<Action, ReconcileError> {
     let empty = json!({"apiVersion": EtcdMirror::api_version(&()), "kind": EtcdMirror::kind(&()),
-        "metadata": found.metadata, "spec": {"active": ""}});
+        "metadata": found.metadata, "spec": {"active": "", "sites": []}});
     let unreadable = |source| ReconcileError::Get(kube::Error::SerdeError(source));
     let object: EtcdMirror = serde_json::from_value(empty).map_err(unreadable)?;
     let why = format!(

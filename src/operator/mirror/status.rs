@@ -254,7 +254,7 @@ impl Picture<'_> {
                      few seconds. Look at its log, and at NetworkPolicies between the operator and its port 8080."
                 ),
             ),
-            _ => (Reason::AgentStarting, "The agent is being started.".to_owned()),
+            Some(Ok(_) | Err(_)) | None => (Reason::AgentStarting, "The agent is being started.".to_owned()),
         })
     }
 
