@@ -13,7 +13,7 @@
 //!
 //! Time is the world's own: nothing here waits.
 
-mod apiserver;
+pub(crate) mod apiserver;
 mod bugs;
 mod conformance;
 mod etcd;
