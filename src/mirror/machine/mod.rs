@@ -186,7 +186,8 @@ enum Asked {
     Own,
     Take,
     Data,
-    Page,
+    /// What the target has where this page of the source is.
+    Page(u64),
     Count,
     Park,
 }

@@ -47,6 +47,8 @@ pub(super) struct Pages {
     pending: VecDeque<(Vec<u8>, Op, bool)>,
     /// Where the cursor is when that is done.
     bound: Option<Bound>,
+    /// The target's revision in which the last of them were added.
+    added: Option<i64>,
     pub(super) target_keys: Option<u64>,
     seen: u64,
 }
@@ -63,6 +65,8 @@ enum Bound {
 /// A page of the source.
 #[derive(Clone, Debug)]
 struct Held {
+    /// As it was asked for: what the target has is compared with this page, or with none.
+    number: u64,
     /// Of the mapping.
     place: usize,
     /// From the cursor to where the page ends; in names of the source.
@@ -121,7 +125,9 @@ impl Machine {
     }
 
     pub(super) fn on_source_page(&mut self, number: u64, page: Page) {
-        let Some((_, place, span)) = self.scan.asked.take_if(|(asked, ..)| *asked == number) else { return };
+        let Some((number, place, span)) = self.scan.asked.take_if(|(asked, ..)| *asked == number) else {
+            return;
+        };
         self.scan.adapt(&page, self.limits.page_keys);
         self.scan.seen += page.entries.len() as u64;
         let end = match page.entries.last() {
@@ -131,6 +137,7 @@ impl Machine {
         let last = !page.more && self.keyspace.next(end.as_deref()).is_none_or(|_| end.is_none());
         let span = Span { start: span.start, end };
         let held = Held {
+            number,
             place,
             span,
             entries: page.entries.into(),
@@ -165,7 +172,7 @@ impl Machine {
             }
             return;
         };
-        let (place, revision, span) = (page.place, page.revision, page.span.clone());
+        let (number, place, revision, span) = (page.number, page.place, page.revision, page.span.clone());
         if self.stage == Stage::Running {
             if self.scan.target_keys.is_none() {
                 return self.ask(Asked::Count, Command::CountTarget);
@@ -175,7 +182,7 @@ impl Machine {
             }
         }
         let Some(there) = self.keyspace.opposite(place, &span, Side::Source) else { return };
-        self.ask(Asked::Page, Command::ReadTarget(there, self.scan.keys.max(1)));
+        self.ask(Asked::Page(number), Command::ReadTarget(there, self.scan.keys.max(1)));
     }
 
     /// Does what happened up to the page's revision to keys before the cursor; `false`: it is not done yet.
@@ -235,8 +242,10 @@ impl Machine {
     }
 
     /// The target's part of the page has come.
-    pub(super) fn compare_with(&mut self, there: &Page) {
-        let (Some(scan), Some(mut page)) = (self.position.scan().cloned(), self.scan.page.take()) else {
+    pub(super) fn compare_with(&mut self, number: u64, there: &Page) {
+        let (Some(scan), Some(mut page)) =
+            (self.position.scan().cloned(), self.scan.page.take_if(|page| page.number == number))
+        else {
             return;
         };
         let bound = match there.entries.last().filter(|_| there.more) {
@@ -335,16 +344,18 @@ impl Machine {
     /// Keys were added. Was one of them there already, or is it not known, then the page is read once more.
     pub(super) fn done_adding(&mut self, done: usize, revision: i64, all: bool) {
         let (Position::First(scan) | Position::Resync(scan)) = &mut self.position else { return };
+        scan.written.push(revision);
+        let surplus = scan.written.len().saturating_sub(WRITTEN);
+        scan.written.drain(..surplus);
         if !all {
-            // Some of its keys are ours all the same.
-            scan.written.push(revision);
-            let surplus = scan.written.len().saturating_sub(WRITTEN);
-            scan.written.drain(..surplus);
             return self.scan.forget();
         }
         self.scan.pending.drain(..done.min(self.scan.pending.len()));
         if let Some((next, ..)) = self.scan.pending.front() {
             scan.cursor = Some(next.clone());
+            scan.written.pop();
+        } else {
+            self.scan.added = Some(revision);
         }
     }
 
@@ -357,6 +368,9 @@ impl Machine {
                 self.scan.page.take_if(|page| page.compared);
                 if let Position::First(scan) | Position::Resync(scan) = &mut self.position {
                     scan.cursor = Some(key.clone());
+                    // Now the cursor says so.
+                    let added = self.scan.added.take();
+                    scan.written.retain(|revision| Some(*revision) != added);
                 }
                 self.go_on_with_pages();
             }

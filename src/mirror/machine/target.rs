@@ -164,7 +164,7 @@ impl Machine {
             // Read what is known, and go on from there.
             Some(Asked::Own | Asked::Take | Asked::Data) => self.ask(Asked::Own, Command::ReadOwn),
             // Asked for again by whatever needs it.
-            Some(Asked::Page | Asked::Count | Asked::Park) | None => {}
+            Some(Asked::Page(_) | Asked::Count | Asked::Park) | None => {}
         }
     }
 
@@ -207,9 +207,8 @@ impl Machine {
     }
 
     pub(super) fn on_target_page(&mut self, page: &Page) {
-        if self.asked == Some(Asked::Page) {
-            self.asked = None;
-            self.compare_with(page);
-        }
+        let Some(Asked::Page(number)) = self.asked else { return };
+        self.asked = None;
+        self.compare_with(number, page);
     }
 }
