@@ -22,6 +22,7 @@ mod gitops;
 #[path = "../e2e/judges.rs"]
 mod judges;
 mod metrics;
+mod mirror;
 mod offline;
 mod plan;
 mod rotation;
