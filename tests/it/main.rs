@@ -23,6 +23,7 @@ mod gitops;
 mod judges;
 mod metrics;
 mod mirror;
+mod mirror_cases;
 mod offline;
 mod plan;
 mod rotation;

@@ -27,8 +27,7 @@ async fn tokens_end_and_passwords_change_without_an_end_of_the_mirror() {
     let read = |prefix: &str| Permission::read(prefix).with_prefix();
     let write = |prefix: &str| Permission::read_write(prefix).with_prefix();
     let source_password = user(&mut pair.source.etcd, vec![read("/a/"), read("/__quorate/mirror/")]).await;
-    let target_password =
-        user(&mut pair.target.etcd, vec![write("/a/"), write("/__quorate/mirror/")]).await;
+    let target_password = user(&mut pair.target.etcd, vec![write("/a/"), write("/__quorate/mirror/")]).await;
     let flags = [
         "--prefix=/a/".to_owned(),
         "--source-user=mirror".to_owned(),
@@ -66,8 +65,7 @@ async fn certificates_are_renewed_under_a_running_mirror() {
     let mut mirror = Mirror::start(&pair.source, &pair.target, &[]);
     level(&pair.source, &pair.target).await;
     for side in [&pair.source, &pair.target] {
-        // The authority, too: connections that are there go on, and new ones need what is there now.
-        side.etcd.certificates().unwrap().issue();
+        side.etcd.certificates().unwrap().renew();
         pair.source.etcd.put("/before-the-cut", "1").await;
         level(&pair.source, &pair.target).await;
         side.cut();

@@ -43,8 +43,8 @@ struct Antagonist {
 }
 
 impl Antagonist {
-    fn start(client: &Client) -> Self {
-        let (stop, rate) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(1)));
+    fn start(client: &Client, rate: u32) -> Self {
+        let (stop, rate) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(rate)));
         let writes = tokio::spawn(write(client.clone(), stop.clone(), rate.clone()));
         let compactions = tokio::spawn(compact(client.clone(), stop.clone()));
         Self { stop, rate, tasks: [writes, compactions] }
@@ -186,7 +186,7 @@ async fn the_incident_of_004_does_not_happen_again() {
     alike(&source, PREFIX, &whole, PREFIX).await;
     let before = held(&narrow, PREFIX).await;
 
-    let antagonist = Antagonist::start(&source.client().await);
+    let antagonist = Antagonist::start(&source.client().await, 1);
     for (rate, length) in ANTAGONISTS {
         antagonist.rate.store(rate, Ordering::Relaxed);
         if rate < 700 {
@@ -194,7 +194,9 @@ async fn the_incident_of_004_does_not_happen_again() {
             continue;
         }
         let lags = probe(&source, [&narrow, &whole], length).await;
-        println!("measured: 99 of 100 changes took less than {lags:?} at {rate} writes a second and {DISTANCE:?}");
+        println!(
+            "measured: 99 of 100 changes took less than {lags:?} at {rate} writes a second and {DISTANCE:?}"
+        );
         assert!(lags.iter().all(|lag| *lag < LAG), "{lags:?}");
     }
     let [writes, compactions] = antagonist.end().await;
@@ -282,8 +284,7 @@ async fn the_prefix_is_changed_without_a_freeze_of_writes() {
     target.distance(DISTANCE);
     let mirror = Mirror::start(&source, &target, &["--prefix", PREFIX, IGNORE[0], IGNORE[1]]);
     level(&source, &target).await;
-    let antagonist = Antagonist::start(&source.client().await);
-    antagonist.rate.store(200, Ordering::Relaxed);
+    let antagonist = Antagonist::start(&source.client().await, 200);
     let before = held(&target, PREFIX).await;
     assert_eq!(mirror.terminate().await.code, Some(0));
     let recorded = target.etcd.record().await;
@@ -294,9 +295,12 @@ async fn the_prefix_is_changed_without_a_freeze_of_writes() {
         matches!(position, Position::Stream { .. }) && !held(&target, OTHERS).await.is_empty()
     };
     quorate_pair::programs::until("the whole keyspace is there", streams).await;
+    pass(COMPACTION).await;
     assert!(mirror.is_running(), "{}", mirror.said());
     let [writes, compactions] = antagonist.end().await;
     println!("measured: {writes} writes meanwhile, history discarded {compactions} times");
+    assert!(writes > 200 && compactions > 1);
+    source.etcd.put(format!("{OTHERS}last"), "1").await;
     level(&source, &target).await;
     alike(&source, PREFIX, &target, PREFIX).await;
     alike(&source, OTHERS, &target, OTHERS).await;

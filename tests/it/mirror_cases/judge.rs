@@ -142,7 +142,9 @@ mod planted {
     fn verdict(target: &[Change]) -> Result<Verdict, String> {
         let source = [change(2, "a", Some("1")), change(3, "b", Some("1")), change(4, "a", None)];
         let judged = catch_unwind(|| judge(&source, target, |key| Some(key.to_vec()), |key| key != b"own"));
-        judged.map_err(|panic| panic.downcast::<String>().map_or_else(|_| String::new(), |text| text[..2].to_owned()))
+        judged.map_err(|panic| {
+            panic.downcast::<String>().map_or_else(|_| String::new(), |text| text[..2].to_owned())
+        })
     }
 
     #[test]

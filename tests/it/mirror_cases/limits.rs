@@ -52,7 +52,12 @@ async fn a_revision_of_any_size_arrives_whole_or_says_how_far_it_is() {
         let mut revisions: Vec<i64> = keys.values().map(|held| held.modified).collect();
         revisions.dedup();
         // 63 × 64 operations fit in one transaction of a target with etcd's defaults.
-        assert_eq!(revisions.len() == 1, size <= 4_032, "{size} changes came in {} revisions", revisions.len());
+        assert_eq!(
+            revisions.len() == 1,
+            size <= 4_032,
+            "{size} changes came in {} revisions",
+            revisions.len()
+        );
     }
     assert!(mirror.metric("split_revisions_total").await > 0.0);
 }
@@ -89,22 +94,23 @@ async fn a_history_to_catch_up_with_is_taken_up_where_it_was_left() {
     mirror.kill();
     let mut client = pair.source.client().await;
     for number in 0..2_500 {
-        client.put(format!("/k{}", number % 600), number.to_string(), None).await.unwrap();
+        client.put(format!("/k{number}"), vec![b'v'; 1_000], None).await.unwrap();
     }
     // So slow that there is a middle, in which it is killed.
-    pair.target.change(|link| link.to_server.bytes_per_second = Some(100_000));
-    for _ in 0..6 {
+    pair.target.change(|link| link.to_server.bytes_per_second = Some(2_000_000));
+    let head = pair.source.etcd.head().await;
+    for _ in 0..2 {
         let mirror = Mirror::start(&pair.source, &pair.target, &[]);
-        let head = pair.source.etcd.head().await;
+        let before = reached;
         until("it has moved", async || {
-            let now = checkpoint(&pair.target).await.unwrap().position.revision();
-            let moved = now > reached || now >= head;
-            reached = now;
-            moved
+            reached = checkpoint(&pair.target).await.unwrap().position.revision();
+            reached > before
         })
         .await;
         mirror.kill();
+        println!("measured: killed at revision {reached} of {head}");
     }
+    assert!(reached < head, "there was no middle");
     pair.target.distance(Duration::ZERO);
     let mirror = Mirror::start(&pair.source, &pair.target, &[]);
     level(&pair.source, &pair.target).await;
@@ -206,8 +212,7 @@ async fn a_target_without_space_is_waited_for() {
 /// Part of case 36: nothing is written where nothing differs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scan_writes_what_differs_and_nothing_else() {
-    let (source, target) =
-        tokio::join!(Side::start(Settings::of("3.6")), Side::start(Settings::of("3.6")));
+    let (source, target) = tokio::join!(Side::start(Settings::of("3.6")), Side::start(Settings::of("3.6")));
     source.etcd.fill("/k", 20_000, 100).await;
     assert_eq!(ended(&source, &target, &["--once"]).await.code, Some(0));
     for changed in [0, 1] {

@@ -13,7 +13,7 @@ mod restored;
 use std::fs;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quorate::mirror::checkpoint::{Checkpoint, Position};
 use quorate::mirror::config::MirrorId;
@@ -36,7 +36,6 @@ struct Mirror {
 struct Ended {
     code: Option<i32>,
     said: String,
-    took: Duration,
 }
 
 impl Mirror {
@@ -81,10 +80,9 @@ impl Mirror {
 
     /// Waits until it has ended.
     async fn ended(mut self) -> Ended {
-        let begun = Instant::now();
         until("the mirror ends", async || !self.is_running()).await;
         let code = self.child.wait().unwrap().code();
-        Ended { code, said: self.said(), took: begun.elapsed() }
+        Ended { code, said: self.said() }
     }
 
     /// Waits until it says so in its log.
@@ -98,7 +96,13 @@ impl Mirror {
 
     /// A number of its `/metrics`.
     async fn metric(&self, name: &str) -> f64 {
-        let mut stream = TcpStream::connect(self.listen).await.unwrap();
+        let mut connected = None;
+        until("the mirror listens", async || {
+            connected = TcpStream::connect(self.listen).await.ok();
+            connected.is_some()
+        })
+        .await;
+        let mut stream = connected.unwrap();
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
@@ -156,7 +160,8 @@ async fn alike(source: &Side, prefix: &str, target: &Side, other: &str) {
 /// The checkpoint, if there is one that can be read.
 async fn checkpoint(target: &Side) -> Option<Checkpoint> {
     let key = MirrorId::new("default").unwrap().key("checkpoint");
-    let answer = target.client().await.get(key, None).await.unwrap();
+    // While a leader is elected nobody answers.
+    let answer = target.client().await.get(key, None).await.ok()?;
     answer.kvs().first().and_then(|kv| Checkpoint::parse(kv.value()).ok())
 }
 

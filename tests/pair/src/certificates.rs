@@ -6,38 +6,39 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 
-/// Files in one folder, which etcd reads anew at every handshake.
+/// Files in one folder. etcd reads its certificate anew at every handshake, and the authority once.
 pub struct Certificates {
     folder: PathBuf,
     addresses: Vec<IpAddr>,
+    authority: Issuer<'static, KeyPair>,
 }
 
 impl Certificates {
     pub(crate) fn new(folder: &Path, addresses: &[IpAddr]) -> Self {
         fs::create_dir_all(folder).unwrap();
-        let certificates = Self { folder: folder.to_owned(), addresses: addresses.to_vec() };
-        certificates.issue();
-        certificates
-    }
-
-    /// Issues everything, the authority too, in the place of what is there.
-    pub fn issue(&self) {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, "authority");
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        self.write("ca.pem", &parameters.self_signed(&key).unwrap().pem());
-        let issuer = Issuer::new(parameters, key);
-        self.leaf("server", &issuer, self.addresses.iter().copied().map(SanType::IpAddress).collect());
-        self.leaf("client", &issuer, Vec::new());
+        fs::write(folder.join("ca.pem"), parameters.self_signed(&key).unwrap().pem()).unwrap();
+        let authority = Issuer::new(parameters, key);
+        let certificates = Self { folder: folder.to_owned(), addresses: addresses.to_vec(), authority };
+        certificates.renew();
+        certificates
     }
 
-    fn leaf(&self, name: &str, issuer: &Issuer<'_, KeyPair>, names: Vec<SanType>) {
+    /// Issues the members' and the clients' certificate in the place of what is there.
+    pub fn renew(&self) {
+        self.leaf("server", self.addresses.iter().copied().map(SanType::IpAddress).collect());
+        self.leaf("client", Vec::new());
+    }
+
+    fn leaf(&self, name: &str, names: Vec<SanType>) {
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name.push(DnType::CommonName, name);
         parameters.subject_alt_names = names;
         let key = KeyPair::generate().unwrap();
-        self.write(&format!("{name}.pem"), &parameters.signed_by(&key, issuer).unwrap().pem());
+        self.write(&format!("{name}.pem"), &parameters.signed_by(&key, &self.authority).unwrap().pem());
         self.write(&format!("{name}.key"), &key.serialize_pem());
     }
 

@@ -220,7 +220,8 @@ impl Etcd {
     /// in the log (`unmarshal should never fail`), so with a low `snapshot-count` a few writes come between two upgrades.
     pub async fn is_all(&self, minor: &str) {
         let words = format!("\"msg\":\"cluster version is updated\",\"cluster-version\":\"{minor}\"");
-        until(&format!("the cluster is of {minor}"), async || self.log(0).contains(&words)).await;
+        let is_said = async || (0..self.size()).any(|member| self.log(member).contains(&words));
+        until(&format!("the cluster is of {minor}"), is_said).await;
         let mut client = self.client().await;
         for _ in 0..SNAPSHOT {
             client.put("/upgraded", minor, None).await.unwrap();

@@ -24,8 +24,8 @@ mod timer;
 pub use certificates::Certificates;
 pub use etcd::{Etcd, Settings};
 pub use pair::{Pair, Side};
-pub use record::{Change, Held, Recorder};
 pub use proxy::{Link, Proxy, Traffic, Way};
+pub use record::{Change, Held, Recorder};
 
 #[cfg(test)]
 mod tests;

@@ -70,10 +70,17 @@ impl Etcd {
         }
     }
 
-    /// The newest revision.
+    /// The newest revision. While a leader is elected it waits.
     pub async fn head(&self) -> i64 {
-        let options = GetOptions::new().with_count_only();
-        self.client().await.get("x", Some(options)).await.unwrap().header().unwrap().revision()
+        let mut head = None;
+        until("the newest revision is known", async || {
+            let options = GetOptions::new().with_count_only();
+            let answer = self.client().await.get("x", Some(options)).await;
+            head = answer.ok().map(|answer| answer.header().unwrap().revision());
+            head.is_some()
+        })
+        .await;
+        head.unwrap()
     }
 
     /// Discards all history up to now; the newest revision.
@@ -89,7 +96,8 @@ impl Etcd {
         let mut held = BTreeMap::new();
         let whole = GetOptions::new().with_sort(SortTarget::Key, SortOrder::Ascend).with_limit(PAGE);
         let mut next = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-        let options = if prefix.is_empty() { whole.with_from_key() } else { whole.with_range(end_of(prefix)) };
+        let options =
+            if prefix.is_empty() { whole.with_from_key() } else { whole.with_range(end_of(prefix)) };
         loop {
             let mut answer = kv.get(next, Some(options.clone())).await.unwrap();
             let more = answer.more();
