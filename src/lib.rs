@@ -6,8 +6,8 @@
 //! |---|---|---|---|
 //! | [`api`] | the custom resources | serde, kube's derives | a client, etcd |
 //! | [`etcd`] | all we know of etcd | etcd-client | Kubernetes |
-//! | [`mirror`] | one keyspace kept exactly in another | `etcd` | Kubernetes |
-//! | [`operator`] | the Kubernetes side | all of them | `cli` |
+//! | [`mirror`] | one keyspace in two places | `etcd` | Kubernetes |
+//! | [`operator`] | the Kubernetes side | all of these | `cli` |
 //! | [`cli`] | what was typed → what it means | everything | decisions |
 //!
 //! A file named by a noun is pure; a file named by a verb does I/O.

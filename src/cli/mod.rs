@@ -10,6 +10,7 @@ mod etcdmirror;
 mod explain;
 mod health;
 mod logging;
+mod mirror;
 mod operator;
 mod problem;
 mod replace;
@@ -57,6 +58,9 @@ enum Command {
     Mirror(etcdmirror::Verb),
     /// Print the custom resource definitions, for `kubectl apply --server-side -f -`.
     Crds(crds::Arguments),
+    /// Keep a keyspace of one etcd exactly in another, on any host.
+    #[command(after_help = mirror::EXIT_CODES)]
+    Mirror(mirror::Arguments),
     /// Explain a reason that a condition, an event or `status` shows.
     Explain(explain::Arguments),
     /// Run the operator (inside Kubernetes).
@@ -145,6 +149,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Command::Replace(arguments) => replace::execute(arguments).await,
             Command::Mirror(verb) => etcdmirror::execute(verb).await,
             Command::Crds(arguments) => crds::execute(&arguments),
+            Command::Mirror(arguments) => mirror::execute(arguments).await,
             Command::Explain(arguments) => explain::execute(&arguments),
             Command::Operator(arguments) => operator::execute(arguments).await,
         }

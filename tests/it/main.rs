@@ -22,6 +22,8 @@ mod gitops;
 #[path = "../e2e/judges.rs"]
 mod judges;
 mod metrics;
+mod mirror;
+mod mirror_cases;
 mod mirror_plan;
 mod mirror_reconcile;
 mod offline;

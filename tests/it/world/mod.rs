@@ -15,7 +15,7 @@
 
 pub(crate) mod apiserver;
 mod bugs;
-mod conformance;
+pub(crate) mod conformance;
 mod etcd;
 mod invariants;
 mod kubelet;

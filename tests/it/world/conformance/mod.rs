@@ -3,7 +3,7 @@
 
 mod http;
 mod modelled;
-mod real;
+pub(crate) mod real;
 
 use std::collections::BTreeMap;
 use std::path::Path;
