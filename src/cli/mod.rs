@@ -53,12 +53,9 @@ enum Command {
     /// Replace a member: for another disk, node or zone, or because its data are bad.
     #[command(after_help = EXIT_CODES)]
     Replace(replace::Arguments),
-    /// Keep a keyspace of one etcd in another: what to do with an EtcdMirror.
-    #[command(after_help = EXIT_CODES, subcommand)]
-    Mirror(etcdmirror::Verb),
     /// Print the custom resource definitions, for `kubectl apply --server-side -f -`.
     Crds(crds::Arguments),
-    /// Keep a keyspace of one etcd exactly in another, on any host.
+    /// Keep a keyspace of one etcd exactly in another, on any host; or see to an EtcdMirror.
     #[command(after_help = mirror::EXIT_CODES)]
     Mirror(mirror::Arguments),
     /// Explain a reason that a condition, an event or `status` shows.
@@ -147,7 +144,6 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Command::Ctl(arguments) => ctl::execute(arguments).await,
             Command::Health(arguments) => health::execute(arguments).await,
             Command::Replace(arguments) => replace::execute(arguments).await,
-            Command::Mirror(verb) => etcdmirror::execute(verb).await,
             Command::Crds(arguments) => crds::execute(&arguments),
             Command::Mirror(arguments) => mirror::execute(arguments).await,
             Command::Explain(arguments) => explain::execute(&arguments),

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::cli::etcdmirror;
 use crate::cli::logging;
 use crate::cli::problem::Problem;
 use crate::mirror::config::{Config, Leases, Limits, MirrorId, Policy};
@@ -20,13 +21,15 @@ pub(in crate::cli) struct Arguments {
     pub(super) follow: Follow,
 }
 
-/// What can be done with a target alone.
+/// What can be done with a target alone, or with an EtcdMirror.
 #[derive(clap::Subcommand, Debug)]
 pub(super) enum Action {
     /// Make the target the active site: nothing is copied into it any more. Works whatever became of the source.
     Promote(OfTarget),
     /// Show how far the mirror into a target has come.
     Checkpoint(OfTarget),
+    #[command(flatten)]
+    EtcdMirror(etcdmirror::Verb),
 }
 
 /// A mirror, by its target.

@@ -4,7 +4,7 @@ mod arguments;
 mod follow;
 mod target;
 
-use super::{Exit, terminal};
+use super::{Exit, etcdmirror, terminal};
 use crate::mirror::stop::Stop;
 
 use arguments::Action;
@@ -22,6 +22,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.action {
         Some(Action::Promote(of)) => target::promote(of).await,
         Some(Action::Checkpoint(of)) => target::checkpoint(of).await,
+        Some(Action::EtcdMirror(verb)) => etcdmirror::execute(verb).await,
         None => follow::execute(arguments.follow).await,
     }
 }
