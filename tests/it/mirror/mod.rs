@@ -26,11 +26,13 @@ use bugs::Bug;
 use pair::Pair;
 
 /// Histories of `cargo test`.
-const HISTORIES: u64 = 6_000;
+const HISTORIES: u64 = 5_000;
 /// Seeds among which each bug must be found.
 const BUG_SEEDS: u64 = 2_000;
 /// Acts of a history before it settles.
 const ACTS: usize = 260;
+/// Rounds in which a small first sync is done.
+const WARM_UP: usize = 150;
 /// Rounds in which it must settle: several times what the longest one needed.
 const ROUNDS: usize = 4_000;
 
@@ -89,6 +91,13 @@ fn history(seed: u64, bug: Bug) -> Report {
         pair.target.max_operations = 8;
     }
     furnish(&mut pair);
+    if pair.chance(0.5) {
+        // What goes wrong with a stream needs one.
+        pair.start(Mode::Follow, None);
+        for round in 0..WARM_UP {
+            calm(&mut pair, round);
+        }
+    }
     let mut seen = Seen::default();
     for _ in 0..ACTS {
         act(&mut pair, &mut seen);
@@ -244,6 +253,7 @@ fn reconfigure(pair: &mut Pair) {
     let choice = pair.below(7);
     pair.note(format!("configuration {choice}"));
     pair.config = config(choice);
+    pair.reconfigured += 1;
     while !pair.agents.is_empty() {
         pair.crash(0);
     }
@@ -318,7 +328,8 @@ fn cured(pair: &mut Pair, stop: &Stop, approved: Option<String>) -> Result<Optio
     match stop {
         Stop::SourceRewound { plan, .. } if !pair.before.is_empty() => Ok(Some(plan.clone())),
         Stop::PruneGuard { plan, .. } => Ok(Some(plan.clone())),
-        Stop::TargetDiffers(_) if !pair.foreign.is_empty() => {
+        // What one configuration copied and the next one left alone is nobody's under the third.
+        Stop::TargetDiffers(_) if !pair.foreign.is_empty() || pair.reconfigured > 1 => {
             pair.policy = Policy { overwrite: true, prune: true };
             Ok(approved)
         }

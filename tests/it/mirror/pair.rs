@@ -76,6 +76,8 @@ pub(super) struct Pair {
     pub(super) frozen: bool,
     /// The target as somebody saved it.
     pub(super) backup: Option<Etcd>,
+    /// How often the configuration was another one.
+    pub(super) reconfigured: u32,
     /// How often an answer or a request was lost, and a revision divided.
     pub(super) lost: u64,
     pub(super) divided: u64,
@@ -102,6 +104,7 @@ impl Pair {
             journal: Vec::new(),
             frozen: false,
             backup: None,
+            reconfigured: 0,
             lost: 0,
             divided: 0,
             verbose: std::env::var_os("QUORATE_MIRROR_SEED").is_some(),
