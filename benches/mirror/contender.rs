@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use quorate_pair::Pair;
 use quorate_pair::programs::{program, until};
@@ -91,6 +90,3 @@ fn quorate(source: &str, target: &str) -> Command {
     command.args(["mirror", "--source", source, "--target", target]);
     command
 }
-
-/// So long an agent may take to begin.
-pub(crate) const BEGIN: Duration = Duration::from_secs(20);
