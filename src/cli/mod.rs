@@ -56,7 +56,7 @@ enum Command {
     Crds(crds::Arguments),
     /// Keep a keyspace of one etcd exactly in another, on any host.
     #[command(after_help = mirror::EXIT_CODES)]
-    Mirror(mirror::Arguments),
+    Mirror(Box<mirror::Arguments>),
     /// Explain a reason that a condition, an event or `status` shows.
     Explain(explain::Arguments),
     /// Run the operator (inside Kubernetes).
@@ -144,7 +144,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Command::Health(arguments) => health::execute(arguments).await,
             Command::Replace(arguments) => replace::execute(arguments).await,
             Command::Crds(arguments) => crds::execute(&arguments),
-            Command::Mirror(arguments) => mirror::execute(arguments).await,
+            Command::Mirror(arguments) => mirror::execute(*arguments).await,
             Command::Explain(arguments) => explain::execute(&arguments),
             Command::Operator(arguments) => operator::execute(arguments).await,
         }

@@ -3,7 +3,7 @@
 //! Files are read anew for every connection, so certificates and passwords that were renewed are used without a
 //! restart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,9 +93,9 @@ async fn tls(access: &Access, endpoint: &str) -> Result<Option<TlsOptions>, Conn
     Ok(Some(tls))
 }
 
-async fn read(file: &PathBuf) -> Result<Vec<u8>, ConnectError> {
+async fn read(file: &Path) -> Result<Vec<u8>, ConnectError> {
     let shown = file.display().to_string();
-    let file = file.clone();
+    let file = file.to_owned();
     let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
     match read {
         Ok(Ok(bytes)) => Ok(bytes),

@@ -173,14 +173,11 @@ impl Line {
         deadline: Duration,
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, String> {
-        match tokio::time::timeout(deadline, request).await {
-            Ok(answer) => answer.map_err(|error| self.told(&error)),
-            Err(_) => {
-                let endpoint = self.access.endpoints.get(self.turn % self.access.endpoints.len().max(1));
-                let endpoint = endpoint.map_or("", String::as_str);
-                Err(format!("{endpoint}: no answer within {}s", deadline.as_secs()))
-            }
-        }
+        let Ok(answer) = tokio::time::timeout(deadline, request).await else {
+            let late = Error::Internal(format!("no answer within {}s", deadline.as_secs()));
+            return Err(self.told(&late));
+        };
+        answer.map_err(|error| self.told(&error))
     }
 
     /// A linearizable read first: then the status that follows on the same connection is as new as that.

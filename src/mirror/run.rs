@@ -49,8 +49,6 @@ pub struct Report {
     pub target_problem: Option<String>,
     /// Why it stopped, if it did.
     pub stopped: Option<Stop>,
-    /// Keys of the target in the mapped part, as of the scan's begin.
-    pub resyncs: u64,
 }
 
 /// A report that is written in one place and read in others.
@@ -154,9 +152,10 @@ impl<'a> Turn<'a> {
             }
             let (event, problem) = tokio::select! {
                 biased;
+                // First, so that a stream without an end does not stop the clock.
+                _ = clock.tick() => (Event::Tick, None),
                 Some(came) = self.came.recv() => came,
                 Some(heard) = self.heard.recv(), if self.machine.wants_events() => heard,
-                _ = clock.tick() => (Event::Tick, None),
             };
             self.note(&event, problem);
             commands = self.machine.handle(event);
@@ -206,7 +205,7 @@ impl<'a> Turn<'a> {
             }
             Event::Sample(sample) => self.lag.look(self.begun.elapsed(), sample.head),
             Event::Refused(refusal) => {
-                tracing::info!(?refusal, "the target refused a request: smaller ones follow")
+                tracing::info!(?refusal, "the target refused a request: smaller ones follow");
             }
             Event::SourcePageTooLarge(_) | Event::Tick => {}
         }
@@ -230,7 +229,6 @@ impl<'a> Turn<'a> {
         let mut report = self.board.read();
         report.lag = self.lag.age(now, reached);
         report.lag_seconds = self.lag.seconds(now, reached);
-        report.resyncs = view.stats.scans;
         report.stopped = None;
         report.view = Some(view);
     }
@@ -248,9 +246,10 @@ fn tell(side: &'static str, known: &mut Option<String>, problem: Option<String>)
     if *known == problem {
         return;
     }
-    match &problem {
-        Some(problem) => tracing::warn!(side, "no answer: {problem}"),
-        None => tracing::info!(side, "answers"),
+    if let Some(problem) = &problem {
+        tracing::warn!(side, "no answer: {problem}");
+    } else {
+        tracing::info!(side, "answers");
     }
     *known = problem;
 }

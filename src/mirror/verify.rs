@@ -105,8 +105,8 @@ impl Both {
         cursor: Option<&[u8]>,
     ) -> Result<(Compared, Option<Vec<u8>>), VerifyError> {
         let spans = self.keyspace.spans(Side::Source);
-        let span =
-            spans.get(place).map(|span| span.from(cursor)).unwrap_or(Span { start: vec![0], end: None });
+        let everything = Span { start: vec![0], end: None };
+        let span = spans.get(place).map_or(everything, |span| span.from(cursor));
         let here = read(&self.source, &span, self.revision).await?;
         let mut end = bound(&here, &span);
         let part = Span { start: span.start.clone(), end: end.clone() };

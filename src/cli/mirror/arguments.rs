@@ -41,6 +41,7 @@ pub(super) struct OfTarget {
 
 /// How to reach the source.
 #[derive(clap::Args, Debug)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the flags")]
 pub(super) struct Source {
     /// URLs of the etcd to copy from, separated by commas; only these are dialled.
     #[arg(long, env = "QUORATE_MIRROR_SOURCE", value_name = "URLS", value_delimiter = ',', required = true)]
@@ -67,6 +68,7 @@ pub(super) struct Source {
 
 /// How to reach the target.
 #[derive(clap::Args, Debug)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the flags")]
 pub(super) struct Target {
     /// URLs of the etcd to copy to, separated by commas; only these are dialled.
     #[arg(long, env = "QUORATE_MIRROR_TARGET", value_name = "URLS", value_delimiter = ',', required = true)]
@@ -93,6 +95,7 @@ pub(super) struct Target {
 
 /// Arguments of mirroring itself.
 #[derive(clap::Args, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub(super) struct Follow {
     #[command(flatten)]
     source: Source,

@@ -23,6 +23,8 @@ use crate::mirror::transaction::Op;
 const FIRST_PAGE_KEYS: usize = 256;
 /// What a page should have: a few tens of milliseconds of a gigabit link.
 const PAGE_BYTES: usize = 4 << 20;
+/// How many times as large as a page the next one may be.
+const GROWTH: usize = 16;
 /// Changes before the cursor that are looked at in one go.
 const BEHIND_CHANGES: usize = 8192;
 /// Target revisions of a scan's own transactions that are remembered: one for each time it was interrupted.
@@ -97,8 +99,8 @@ impl Pages {
     fn adapt(&mut self, page: &Page, most: usize) {
         let bytes: usize = page.entries.iter().map(|entry| entry.key.len() + entry.value.len()).sum();
         let each = (bytes / page.entries.len().max(1)).max(1);
-        // At most four times as many, since the next keys may be larger.
-        self.keys = (PAGE_BYTES / each).clamp(1, self.keys.saturating_mul(4)).min(most);
+        // Not many times as many at once, since the next keys may be larger.
+        self.keys = (PAGE_BYTES / each).clamp(1, self.keys.saturating_mul(GROWTH)).min(most);
     }
 }
 

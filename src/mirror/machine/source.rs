@@ -70,6 +70,10 @@ impl Machine {
     fn open(&mut self) {
         let fresh = self.position.scan().is_some_and(|scan| scan.cursor.is_none());
         let mut known = self.assembler.known();
+        if fresh && self.flight.is_some() {
+            // What is under way belongs to the pages in hand.
+            return;
+        }
         if fresh {
             // A page that was read before this watch begins would miss what came between.
             self.scan.forget();

@@ -44,10 +44,10 @@ pub(super) const ALL: [(Bug, &str); 11] = [
 impl Bug {
     /// Which keys the machine believes are where.
     pub(super) fn keyspace(self, config: &Config) -> Config {
-        match self {
-            Self::IgnoredKeys => Config { ignore: Vec::new(), ..config.clone() },
-            _ => config.clone(),
+        if self == Self::IgnoredKeys {
+            return Config { ignore: Vec::new(), ..config.clone() };
         }
+        config.clone()
     }
 
     /// What the machine hears.
@@ -103,18 +103,20 @@ impl Bug {
     /// What of a transaction reaches the target.
     pub(super) fn transactions(self, transaction: Transaction, again: bool) -> Vec<Transaction> {
         let key = MirrorId::new("default").unwrap().key("checkpoint");
-        match self {
-            Self::CheckpointAlone if put_of(&transaction.then, &key).is_some() => {
-                let (last, data) = (transaction.then.len() - 1, transaction.when.clone());
-                let mut nodes = transaction.then.clone();
-                let checkpoint = nodes.split_off(last);
-                let first = Transaction { when: data, then: nodes, otherwise: Vec::new() };
-                vec![first, Transaction { then: checkpoint, ..transaction }]
-            }
-            Self::NoCompareOnRetry if again => vec![Transaction { when: Vec::new(), ..transaction }],
-            Self::AddUnasked => vec![Transaction { then: unconditional(transaction.then), ..transaction }],
-            _ => vec![transaction],
+        if self == Self::CheckpointAlone && put_of(&transaction.then, &key).is_some() {
+            let (last, data) = (transaction.then.len() - 1, transaction.when.clone());
+            let mut nodes = transaction.then.clone();
+            let checkpoint = nodes.split_off(last);
+            let first = Transaction { when: data, then: nodes, otherwise: Vec::new() };
+            return vec![first, Transaction { then: checkpoint, ..transaction }];
         }
+        if self == Self::NoCompareOnRetry && again {
+            return vec![Transaction { when: Vec::new(), ..transaction }];
+        }
+        if self == Self::AddUnasked {
+            return vec![Transaction { then: unconditional(transaction.then), ..transaction }];
+        }
+        vec![transaction]
     }
 }
 
@@ -124,7 +126,7 @@ fn unconditional(nodes: Vec<Node>) -> Vec<Node> {
             let then = unconditional(nested.then);
             Node::Nested(Transaction { when: Vec::new(), then, ..nested })
         }
-        other => other,
+        other @ (Node::Put { .. } | Node::Delete(_) | Node::Get(_)) => other,
     });
     nested.collect()
 }

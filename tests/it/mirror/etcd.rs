@@ -16,7 +16,7 @@ use quorate::mirror::transaction::{Answer, Guard, Node, Outcome, Stored, Transac
 /// A key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Value {
-    pub(super) value: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
     pub(super) leased: bool,
     pub(super) created: i64,
     pub(super) modified: i64,
@@ -70,7 +70,7 @@ impl Etcd {
                 Some(value) => {
                     let created = self.keys.get(&change.key).map_or(next, |old| old.created);
                     let value =
-                        Value { value: value.clone(), leased: change.leased, created, modified: next };
+                        Value { bytes: value.clone(), leased: change.leased, created, modified: next };
                     self.keys.insert(change.key.clone(), value);
                     happened.push(change);
                 }
@@ -95,7 +95,7 @@ impl Etcd {
             .take(limit + 1)
             .map(|(key, value)| Entry {
                 key: key.clone(),
-                value: value.value.clone(),
+                value: value.bytes.clone(),
                 leased: value.leased,
                 modified: value.modified,
             })
@@ -113,7 +113,7 @@ impl Etcd {
     }
 
     pub(super) fn stored(&self, key: &[u8]) -> Option<Stored> {
-        self.keys.get(key).map(|value| Stored { value: value.value.clone(), modified: value.modified })
+        self.keys.get(key).map(|value| Stored { value: value.bytes.clone(), modified: value.modified })
     }
 
     /// What the keys were at a revision, also a compacted one.
@@ -171,7 +171,7 @@ impl Etcd {
 
     fn holds(&self, guard: &Guard) -> bool {
         match guard {
-            Guard::Value(key, value) => self.keys.get(key).is_some_and(|stored| stored.value == *value),
+            Guard::Value(key, value) => self.keys.get(key).is_some_and(|stored| stored.bytes == *value),
             Guard::Created(key, revision) => {
                 self.keys.get(key).map_or(0, |stored| stored.created) == *revision
             }

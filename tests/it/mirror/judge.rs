@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use quorate::mirror::checkpoint::{Checkpoint, Position};
 use quorate::mirror::config::{Config, Leases, MirrorId};
 use quorate::mirror::keyspace::{Fate, Keyspace, OWN_KEYS};
+use quorate::mirror::resync::Owned;
 
 use super::etcd::Etcd;
 use super::pair::Pair;
@@ -33,6 +34,7 @@ pub(super) fn transaction(pair: &mut Pair, before: &Etcd) -> Result<(), String> 
         counter(old, &new)?;
         forward(old, &new)?;
     }
+    pair.divided += u64::from(matches!(new.position, Position::Stream { offset: 1.., .. }));
     let keyspace = new.config.keyspace().unwrap();
     own_keys_only(pair, &keyspace, &data, &new)?;
     exact(pair, &keyspace, &new)
@@ -47,6 +49,10 @@ fn counter(old: &Checkpoint, new: &Checkpoint) -> Result<(), String> {
 }
 
 fn forward(old: &Checkpoint, new: &Checkpoint) -> Result<(), String> {
+    // A person has permitted to begin anew from a source that was set back.
+    if new.source.applied < old.source.applied {
+        return Ok(());
+    }
     match (&old.position, &new.position) {
         (Position::Stream { revision: old, .. }, Position::Stream { revision: new, .. }) if new < old => {
             Err(format!("I5 forward: revision {new} after {old}"))
@@ -71,8 +77,10 @@ fn own_keys_only(
         }
         let passed = match &new.position {
             Position::Stream { .. } => true,
+            // Somebody may have made it where the mirror had been already.
             Position::First(scan) | Position::Resync(scan) => {
                 scan.cursor.as_ref().is_some_and(|cursor| source < *cursor)
+                    || Owned::new(scan).unwrap().has(key, 0)
             }
         };
         let first = matches!(new.position, Position::First(_));
@@ -138,7 +146,7 @@ fn source(etcd: &Etcd, revision: i64, keyspace: &Keyspace, config: &Config, pair
 fn target(etcd: &Etcd, keyspace: &Keyspace, pair: &Pair) -> State {
     let kept = etcd.keys.iter().filter(|(key, _)| !pair.foreign.contains(*key));
     let named = kept.filter_map(|(key, value)| match keyspace.of_target(key) {
-        Fate::Mirrored(source) => Some((source, (value.value.clone(), value.leased))),
+        Fate::Mirrored(source) => Some((source, (value.bytes.clone(), value.leased))),
         Fate::Ignored | Fate::Own | Fate::Outside | Fate::Nameless => None,
     });
     named.collect()
@@ -173,6 +181,13 @@ pub(super) fn untouched(pair: &Pair, key: &[u8]) -> bool {
         Some(Position::Resync(_) | Position::Stream { .. }) => false,
     };
     before && !pair.target.keys.contains_key(key)
+}
+
+/// The source's applied index as the checkpoint has it.
+pub(super) fn applied(pair: &Pair) -> Option<u64> {
+    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
+    let stored = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
+    stored.map(|checkpoint| checkpoint.source.applied)
 }
 
 /// Whether the first sync is over.

@@ -72,8 +72,15 @@ pub(super) struct Pair {
     pub(super) bug: Bug,
     pub(super) violation: Option<String>,
     pub(super) journal: Vec<String>,
+    /// Nobody writes to the source until those who knew it before it was set back have noticed.
+    pub(super) frozen: bool,
     /// The target as somebody saved it.
     pub(super) backup: Option<Etcd>,
+    /// How often an answer or a request was lost, and a revision divided.
+    pub(super) lost: u64,
+    pub(super) divided: u64,
+    /// The journal has what agents hear and want.
+    pub(super) verbose: bool,
     started: u64,
 }
 
@@ -93,7 +100,11 @@ impl Pair {
             bug,
             violation: None,
             journal: Vec::new(),
+            frozen: false,
             backup: None,
+            lost: 0,
+            divided: 0,
+            verbose: std::env::var_os("QUORATE_MIRROR_SEED").is_some(),
             started: 0,
         }
     }
@@ -171,7 +182,15 @@ impl Pair {
             if self.agents[agent].over.is_some() {
                 return;
             }
+            let line = self.verbose.then(|| format!("{event:?}"));
             let commands = self.agents[agent].machine.handle(event);
+            if let Some(line) = line.filter(|line| line != "Tick" || !commands.is_empty()) {
+                let view = self.agents[agent].machine.view();
+                self.note(format!(
+                    "  agent {agent}: {line}\n   {} {} -> {commands:?}",
+                    view.phase, view.revision
+                ));
+            }
             self.enqueue(agent, commands);
         }
     }
@@ -185,7 +204,13 @@ impl Pair {
                 }
                 Command::Progress => self.progress(agent),
                 Command::Watch { number, from, ranges } => self.watch(agent, number, from, ranges),
-                command => {
+                command @ (Command::ReadOwn
+                | Command::Commit(_)
+                | Command::ReadTarget(..)
+                | Command::CountTarget
+                | Command::Park
+                | Command::Probe { .. }
+                | Command::ReadSource(..)) => {
                     let agent = &mut self.agents[agent];
                     if matches!(command, Command::Probe { elsewhere: true }) {
                         agent.requests.retain(|request| !of_source(&request.command));
@@ -300,6 +325,7 @@ impl Pair {
         }
         let at = self.below(count);
         let lost = faults && self.chance(0.03);
+        self.lost += u64::from(lost);
         if self.agents[agent].requests[at].answer.is_none() {
             if lost {
                 return self.lose(agent, at);

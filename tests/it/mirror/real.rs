@@ -13,9 +13,9 @@ use super::server::{PATIENCE, Server};
 const LOOK: Duration = Duration::from_millis(30);
 
 /// A running `quorate mirror`; killed with this value.
-struct Mirror(Option<Child>);
+pub(super) struct Mirror(Option<Child>);
 
-fn command(source: &str, target: &str, flags: &[&str]) -> Command {
+pub(super) fn command(source: &str, target: &str, flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
     command.args(["mirror", "--source", source, "--target", target]).args(flags);
     command.env("RUST_LOG", "warn").stdin(Stdio::null());
@@ -23,7 +23,7 @@ fn command(source: &str, target: &str, flags: &[&str]) -> Command {
 }
 
 impl Mirror {
-    fn start(source: &str, target: &str, flags: &[&str]) -> Self {
+    pub(super) fn start(source: &str, target: &str, flags: &[&str]) -> Self {
         Self(Some(command(source, target, flags).spawn().unwrap()))
     }
 
@@ -35,8 +35,13 @@ impl Mirror {
         }
     }
 
+    /// Its exit code, if it has ended.
+    pub(super) fn over(&mut self) -> Option<i32> {
+        self.0.as_mut().and_then(|child| child.try_wait().unwrap()).and_then(|status| status.code())
+    }
+
     /// As systemd and Kubernetes do; its exit code, and how long it took.
-    fn terminate(&mut self) -> (Option<i32>, Duration) {
+    pub(super) fn terminate(&mut self) -> (Option<i32>, Duration) {
         let (mut child, begun) = (self.0.take().unwrap(), Instant::now());
         kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         (child.wait().unwrap().code(), begun.elapsed())
@@ -53,16 +58,16 @@ impl Drop for Mirror {
 }
 
 /// Runs it to its end.
-fn ended(source: &Server, target: &Server, flags: &[&str]) -> Output {
+pub(super) fn ended(source: &Server, target: &Server, flags: &[&str]) -> Output {
     command(&source.url, &target.url, flags).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
 }
 
-fn said(output: &Output) -> String {
+pub(super) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 
 /// Waits until both sides hold the same below their prefixes.
-async fn alike(source: &Server, prefix: &str, target: &Server, other: &str) {
+pub(super) async fn alike(source: &Server, prefix: &str, target: &Server, other: &str) {
     let end = Instant::now() + PATIENCE;
     loop {
         let (here, there) = (source.values(prefix).await, target.values(other).await);
@@ -77,14 +82,14 @@ async fn alike(source: &Server, prefix: &str, target: &Server, other: &str) {
     }
 }
 
-async fn checkpoint(target: &Server) -> Option<Checkpoint> {
+pub(super) async fn checkpoint(target: &Server) -> Option<Checkpoint> {
     let key = MirrorId::new("default").unwrap().key("checkpoint");
     let answer = target.client().await.get(key, None).await.unwrap();
     answer.kvs().first().map(|kv| Checkpoint::parse(kv.value()).unwrap())
 }
 
 /// Waits until the checkpoint says so.
-async fn until(target: &Server, what: &str, holds: impl Fn(&Checkpoint) -> bool) -> Checkpoint {
+pub(super) async fn until(target: &Server, what: &str, holds: impl Fn(&Checkpoint) -> bool) -> Checkpoint {
     let end = Instant::now() + PATIENCE;
     loop {
         let checkpoint = checkpoint(target).await;
@@ -96,11 +101,11 @@ async fn until(target: &Server, what: &str, holds: impl Fn(&Checkpoint) -> bool)
     }
 }
 
-async fn pair() -> (Server, Server) {
+pub(super) async fn pair() -> (Server, Server) {
     tokio::join!(Server::start("3.6", &[]), Server::start("3.6", &[]))
 }
 
-fn streams(checkpoint: &Checkpoint) -> bool {
+pub(super) fn streams(checkpoint: &Checkpoint) -> bool {
     matches!(checkpoint.position, Position::Stream { .. })
 }
 

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::world::conformance::real::{own_addresses, programs};
 
 /// Longer than anything takes on a busy machine with two cores.
-pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) struct Server {
     pub(super) url: String,
@@ -71,6 +71,27 @@ impl Server {
             drop(child.kill());
             drop(child.wait());
         }
+    }
+
+    /// Copies its data as they are after a clean end, and starts it again.
+    pub(super) async fn save(&mut self) {
+        self.kill();
+        self.copy("data", "saved");
+        self.run().await;
+    }
+
+    /// Puts back what was saved, as a restored disk does.
+    pub(super) async fn roll_back(&mut self) {
+        self.kill();
+        fs::remove_dir_all(self.folder.path().join("data")).unwrap();
+        self.copy("saved", "data");
+        self.run().await;
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let (from, to) = (self.folder.path().join(from), self.folder.path().join(to));
+        let done = Command::new("cp").arg("-a").arg("--sparse=always").args([from, to]).status().unwrap();
+        assert!(done.success());
     }
 
     pub(super) async fn client(&self) -> Client {

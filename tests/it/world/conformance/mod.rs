@@ -1,7 +1,7 @@
 //! The same sequences against the rule-level etcd and against real processes of every minor: `sequences.txt` holds
 //! each step with its answer, and both must give exactly that.
 
-mod http;
+pub(crate) mod http;
 mod modelled;
 pub(crate) mod real;
 
