@@ -23,7 +23,6 @@ pub(crate) enum Contender {
 /// A process that copies. It ends with this value.
 pub(crate) struct Agent {
     child: Child,
-    peak: Option<f64>,
 }
 
 impl Agent {
@@ -39,7 +38,7 @@ impl Agent {
         };
         let log = File::create(std::env::temp_dir().join(format!("bench-{contender:?}.log"))).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self { child: command.spawn().unwrap(), peak: None }
+        Self { child: command.spawn().unwrap() }
     }
 
     /// Fails if it has ended: what is measured then would be nothing.

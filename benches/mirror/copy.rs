@@ -170,6 +170,9 @@ impl Bench<'_> {
             async move { client.put(key(number), value(number, 1), None).await.unwrap() }
         });
         puts.buffered(WRITERS).for_each(async |_| ()).await;
+        // The last key is in the last revision, whatever was overtaken.
+        let last = self.plan.keys - 1;
+        self.pair.source.etcd.put(key(last), value(last, 2)).await;
     }
 }
 
