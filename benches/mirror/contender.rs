@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use quorate_pair::Pair;
 use quorate_pair::programs::{program, until};
@@ -24,7 +23,6 @@ pub(crate) enum Contender {
 /// A process that copies. It ends with this value.
 pub(crate) struct Agent {
     child: Child,
-    peak: Option<f64>,
 }
 
 impl Agent {
@@ -40,7 +38,7 @@ impl Agent {
         };
         let log = File::create(std::env::temp_dir().join(format!("bench-{contender:?}.log"))).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self { child: command.spawn().unwrap(), peak: None }
+        Self { child: command.spawn().unwrap() }
     }
 
     /// Fails if it has ended: what is measured then would be nothing.
@@ -91,6 +89,3 @@ fn quorate(source: &str, target: &str) -> Command {
     command.args(["mirror", "--source", source, "--target", target]);
     command
 }
-
-/// So long an agent may take to begin.
-pub(crate) const BEGIN: Duration = Duration::from_secs(20);

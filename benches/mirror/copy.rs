@@ -96,11 +96,7 @@ impl Bench<'_> {
         let mut client = self.pair.target.etcd.dial(proxy, None).await.unwrap();
         let seconds = bare::write(&mut client, &pairs).await;
         self.compare().await;
-        self.rate(pairs.len(), seconds)
-    }
-
-    fn rate(&self, keys: usize, seconds: f64) -> f64 {
-        f64::from(u32::try_from(keys).unwrap()) / seconds
+        rate(pairs.len(), seconds)
     }
 
     /// Until it is done or time is up. Each of its writes is a revision of the target.
@@ -119,7 +115,7 @@ impl Bench<'_> {
             written = revision(&mut target).await - first;
         }
         let seconds = begun.elapsed().as_secs_f64();
-        (self.rate(usize::try_from(written).unwrap(), seconds), agent.end().await)
+        (rate(usize::try_from(written).unwrap(), seconds), agent.end().await)
     }
 
     /// From the start of the process until the target has all of it.
@@ -129,7 +125,7 @@ impl Bench<'_> {
         self.arrived(&mut agent).await;
         let seconds = begun.elapsed().as_secs_f64();
         self.compare().await;
-        (self.rate(self.plan.keys, seconds), agent.end().await)
+        (rate(self.plan.keys, seconds), agent.end().await)
     }
 
     /// Waits until the last key has the source's value. Who copies in order writes it last, who does not is found by
@@ -174,7 +170,14 @@ impl Bench<'_> {
             async move { client.put(key(number), value(number, 1), None).await.unwrap() }
         });
         puts.buffered(WRITERS).for_each(async |_| ()).await;
+        // The last key is in the last revision, whatever was overtaken.
+        let last = self.plan.keys - 1;
+        self.pair.source.etcd.put(key(last), value(last, 2)).await;
     }
+}
+
+fn rate(keys: usize, seconds: f64) -> f64 {
+    f64::from(u32::try_from(keys).unwrap()) / seconds
 }
 
 fn key(number: usize) -> Vec<u8> {

@@ -8,6 +8,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
+    clippy::indexing_slicing,
     reason = "a bench that cannot go on panics, and tells what it does"
 )]
 

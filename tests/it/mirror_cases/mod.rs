@@ -6,6 +6,7 @@
 mod access;
 mod incident;
 mod judge;
+mod keys;
 mod limits;
 mod links;
 mod restored;
@@ -76,6 +77,16 @@ impl Mirror {
     async fn terminate(self) -> Ended {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         self.ended().await
+    }
+
+    /// Stands still.
+    fn pause(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    /// Goes on.
+    fn resume(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
     }
 
     /// Waits until it has ended.

@@ -52,11 +52,14 @@ async fn round_trip(stream: &mut TcpStream) -> Duration {
     begun.elapsed()
 }
 
-/// The least of ten: what the machine adds while it is busy is not the distance.
-async fn least_round_trip(stream: &mut TcpStream) -> Duration {
+/// The least of some: what the machine adds while it is busy is not the distance. Ends with the first that is so good.
+async fn least_round_trip(stream: &mut TcpStream, good: Duration) -> Duration {
     let mut least = PATIENCE;
-    for _ in 0..10 {
+    for _ in 0..100 {
         least = least.min(round_trip(stream).await);
+        if least < good {
+            break;
+        }
     }
     least
 }
@@ -83,18 +86,20 @@ async fn is_silent(stream: &mut TcpStream) -> bool {
 async fn the_distance_is_what_was_asked_for() {
     let echo = echo().await;
     let mut stream = echo.connect().await;
-    assert!(least_round_trip(&mut stream).await < Duration::from_millis(1), "it is far without a distance");
+    let more = Duration::from_millis(1);
+    assert!(least_round_trip(&mut stream, more).await < more, "it is far without a distance");
     for milliseconds in [1, 5, 30, 100] {
         let asked = Duration::from_millis(milliseconds);
         echo.proxy.distance(asked);
-        let least = least_round_trip(&mut stream).await;
+        let least = least_round_trip(&mut stream, asked + more).await;
         println!("measured: {asked:?} is {least:?}");
-        assert!(least >= asked && least < asked + Duration::from_millis(1), "{asked:?} is {least:?}");
+        assert!(least >= asked && least < asked + more, "{asked:?} is {least:?}");
     }
     // One way only.
     echo.proxy.change(|link| link.to_server.delay = Duration::ZERO);
-    let least = least_round_trip(&mut stream).await;
-    assert!((50..52).contains(&least.as_millis()), "{least:?}");
+    let asked = Duration::from_millis(50);
+    let least = least_round_trip(&mut stream, asked + more).await;
+    assert!(least >= asked && least < asked + more, "{least:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
