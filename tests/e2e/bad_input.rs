@@ -41,8 +41,11 @@ async fn refusal(api: &Api<DynamicObject>, documents: &[Value]) -> String {
     for document in before {
         // Nothing is started for a case.
         let mut idle = document.clone();
-        let (field, value): (&str, Value) =
-            if document["kind"] == "EtcdMirror" { ("state", "Stopped".into()) } else { ("paused", true.into()) };
+        let (field, value): (&str, Value) = if document["kind"] == "EtcdMirror" {
+            ("state", "Stopped".into())
+        } else {
+            ("paused", true.into())
+        };
         idle["spec"][field] = value;
         api.patch(name(document), &parameters, &Patch::Apply(&idle))
             .await

@@ -192,7 +192,8 @@ fn check(desired: &Desired, observed: &Observed, expected: &Expect) {
 #[test]
 fn a_new_mirror_gets_its_file_its_agent_and_its_active_site() {
     let plan = decide(&desired(&json!({})), &ready_to_start());
-    expect!["[apply ConfigMap dc-active, apply ConfigMap dc-agent, apply Deployment dc-agent]"].assert_eq(&format!("{:?}", plan.ensure));
+    expect!["[apply ConfigMap dc-active, apply ConfigMap dc-agent, apply Deployment dc-agent]"]
+        .assert_eq(&format!("{:?}", plan.ensure));
     assert_eq!(plan.findings, []);
     let text = manifest(&plan, "ConfigMap", "dc-agent")["data"]["config.yaml"].as_str().unwrap();
     expect![[r#"
@@ -228,7 +229,8 @@ fn a_new_mirror_gets_its_file_its_agent_and_its_active_site() {
           everySeconds: 86400
         limits: {}
         requests: {}
-    "#]].assert_eq(text);
+    "#]]
+    .assert_eq(text);
     expect![[r#"
         {
           "ETCDCTL_ENDPOINTS": "https://main.team.svc:2379",
@@ -236,9 +238,8 @@ fn a_new_mirror_gets_its_file_its_agent_and_its_active_site() {
           "clientSecret": "main-client",
           "endpoints": "https://main.team.svc:2379",
           "site": "eqiad"
-        }"#]].assert_eq(
-        &serde_json::to_string_pretty(&manifest(&plan, "ConfigMap", "dc-active")["data"]).unwrap(),
-    );
+        }"#]]
+    .assert_eq(&serde_json::to_string_pretty(&manifest(&plan, "ConfigMap", "dc-active")["data"]).unwrap());
 }
 
 #[test]
@@ -390,7 +391,8 @@ fn the_agent_is_one_restricted_pod_of_the_operators_image() {
               ]
             }
           }
-        }"#]].assert_eq(&text);
+        }"#]]
+    .assert_eq(&text);
 }
 
 #[test]
@@ -546,11 +548,15 @@ fn what_an_agent_needs_and_is_missing_is_named_and_an_agent_that_runs_is_left_al
     observed.secrets.clear();
     let plan = decide(&desired, &observed);
     assert_eq!(plan.ensure, []);
-    check(&desired, &observed, &expect![[r#"
+    check(
+        &desired,
+        &observed,
+        &expect![[r#"
         Stalled | eqiad -> codfw | SecretDamaged: The Secret codfw-client of the site codfw does not exist.
         not Ready SecretDamaged: The Secret codfw-client of the site codfw does not exist. It is looked for every few seconds. Create it, or correct its name in spec.
         Stalled SecretDamaged: The Secret codfw-client of the site codfw does not exist. It is looked for every few seconds. Create it, or correct its name in spec.
-    "#]]);
+    "#]],
+    );
     observed.clusters.clear();
     observed.secrets.insert("codfw-client".to_owned(), fields(&["tls.crt", "tls.key"]));
     let said: Vec<String> =
@@ -579,11 +585,15 @@ fn a_mirror_that_would_close_a_circle_has_no_agent() {
     back.metadata.name = Some("back".to_owned());
     back.metadata.creation_timestamp = Some(serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap());
     observed.others.push(Pair::of(&back));
-    check(&desired, &observed, &expect![[r#"
+    check(
+        &desired,
+        &observed,
+        &expect![[r#"
         Stalled | eqiad -> codfw | MirrorLoop: Together with team/back this EtcdMirror would copy in a circle: what it writes comes back to where it reads.
         not Ready MirrorLoop: Together with team/back this EtcdMirror would copy in a circle: what it writes comes back to where it reads. Nothing is copied. For a pair of sites that takes turns, use one EtcdMirror and change spec.active; else give each direction prefixes of its own in spec.mappings.
         Stalled MirrorLoop: Together with team/back this EtcdMirror would copy in a circle: what it writes comes back to where it reads. Nothing is copied. For a pair of sites that takes turns, use one EtcdMirror and change spec.active; else give each direction prefixes of its own in spec.mappings.
-    "#]]);
+    "#]],
+    );
     assert!(
         !decide(&desired, &observed).ensure.iter().any(|ensure| format!("{ensure:?}").contains("Deployment"))
     );
@@ -608,13 +618,14 @@ fn a_fence_of_roles_mounts_roots_secrets() {
           - writers
           root:
             codfw:
-              userFile: /etc/quorate/root/codfw/auth/username
-              passwordFile: /etc/quorate/root/codfw/auth/password
+              userFile: /etc/quorate/fence/codfw/auth/username
+              passwordFile: /etc/quorate/fence/codfw/auth/password
             eqiad:
-              authorityFile: /etc/quorate/root/eqiad/tls/ca.crt
-              certificateFile: /etc/quorate/root/eqiad/tls/tls.crt
-              keyFile: /etc/quorate/root/eqiad/tls/tls.key
-    "#]].assert_eq(&serde_saphyr::to_string(&config.fence).unwrap());
+              authorityFile: /etc/quorate/fence/eqiad/tls/ca.crt
+              certificateFile: /etc/quorate/fence/eqiad/tls/tls.crt
+              keyFile: /etc/quorate/fence/eqiad/tls/tls.key
+    "#]]
+    .assert_eq(&serde_saphyr::to_string(&config.fence).unwrap());
     let volumes = manifest(&plan, "Deployment", "dc-agent").pointer("/spec/template/spec/volumes").unwrap();
     let secrets: Vec<&str> = volumes
         .as_array()
@@ -629,7 +640,10 @@ fn a_fence_of_roles_mounts_roots_secrets() {
 fn a_mirror_that_follows_says_so() {
     let desired = desired(&json!({}));
     let observed = answering(&desired, streaming());
-    check(&desired, &observed, &expect![[r#"
+    check(
+        &desired,
+        &observed,
+        &expect![[r#"
         Streaming | eqiad -> codfw | Healthy
         Ready Healthy: The target follows within spec.lagObjective (1m).
         InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
@@ -637,7 +651,8 @@ fn a_mirror_that_follows_says_so() {
         SourceReachable Healthy: eqiad answers with quorum.
         TargetReachable Healthy: codfw answers with quorum.
         not Verified NeverVerified: Both sides were not compared yet. Ask with: kubectl quorate mirror verify.
-    "#]]);
+    "#]],
+    );
     let status = told(&desired, &observed);
     let shown = (status.synced.as_deref(), status.lag.as_ref().and_then(|lag| lag.time.as_deref()));
     assert_eq!(shown, (Some("1,204,331 keys"), Some("0s")));
@@ -652,7 +667,10 @@ fn what_the_agent_reports_becomes_conditions() {
         problem: problem(ProblemReason::SourceRewound, "The source is at revision 700, and was at 1000."),
         ..streaming()
     };
-    check(&desired, &answering(&desired, stopped), &expect![[r#"
+    check(
+        &desired,
+        &answering(&desired, stopped),
+        &expect![[r#"
         Stalled | eqiad -> codfw | SourceRewound: The source is at revision 700, and was at 1000.
         not Ready SourceRewound: The source is at revision 700, and was at 1000.
         InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
@@ -661,7 +679,8 @@ fn what_the_agent_reports_becomes_conditions() {
         TargetReachable Healthy: codfw answers with quorum.
         not Verified NeverVerified: Both sides were not compared yet. Ask with: kubectl quorate mirror verify.
         Stalled SourceRewound: The source is at revision 700, and was at 1000.
-    "#]]);
+    "#]],
+    );
     let mut sites = streaming().sites;
     sites[1].reachable = false;
     sites[1].message = Some("https://etcd.codfw.example:2379: connection refused".to_owned());
@@ -672,7 +691,10 @@ fn what_the_agent_reports_becomes_conditions() {
         lag_seconds: Some(90.0),
         ..streaming()
     };
-    check(&desired, &answering(&desired, cut), &expect![[r#"
+    check(
+        &desired,
+        &answering(&desired, cut),
+        &expect![[r#"
         Waiting | eqiad -> codfw | TargetUnreachable: No endpoint of codfw answers.
         not Ready TargetUnreachable: No endpoint of codfw answers.
         InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
@@ -681,7 +703,8 @@ fn what_the_agent_reports_becomes_conditions() {
         not TargetReachable TargetUnreachable: codfw does not answer with quorum: https://etcd.codfw.example:2379: connection refused.
         not Verified NeverVerified: Both sides were not compared yet. Ask with: kubectl quorate mirror verify.
         Reconciling TargetUnreachable: No endpoint of codfw answers.
-    "#]]);
+    "#]],
+    );
     let late = AgentStatus {
         lag_seconds: Some(372.0),
         lag_revisions: Some(48_211),
@@ -695,7 +718,10 @@ fn what_the_agent_reports_becomes_conditions() {
         }),
         ..streaming()
     };
-    check(&desired, &answering(&desired, late), &expect![[r#"
+    check(
+        &desired,
+        &answering(&desired, late),
+        &expect![[r#"
         Streaming | eqiad -> codfw | LagHigh: The target follows, further behind than spec.lagObjective (1m).
         not Ready LagHigh: The target follows, further behind than spec.lagObjective (1m). The agent goes on. See status.lag, and how busy both sides and the network between them are.
         InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
@@ -705,7 +731,8 @@ fn what_the_agent_reports_becomes_conditions() {
         not Verified MismatchFound: When both sides were last compared the target lacked 1 keys, had 0 of its own, and 2 differed. Nothing is repaired by itself. Find out who writes to the target; then: kubectl quorate mirror resync.
         HistoryRisk HistoryAtRisk: More than half of the source's history behind the checkpoint is gone: after the next compactions a scan of both sides will be needed. Let the source keep more (spec.compaction of an EtcdCluster), or cure the lag.
         Reconciling LagHigh: The target follows, further behind than spec.lagObjective (1m). The agent goes on. See status.lag, and how busy both sides and the network between them are.
-    "#]]);
+    "#]],
+    );
 }
 
 /// Only the switch stands still; what copies goes on being ready.
@@ -717,7 +744,10 @@ fn a_switch_that_is_refused_does_not_stop_the_copying() {
         message: "spec.active is codfw, and nothing keeps writers out of eqiad.".to_owned(),
     };
     let observed = answering(&desired, AgentStatus { problem: Some(missing), ..streaming() });
-    check(&desired, &observed, &expect![[r#"
+    check(
+        &desired,
+        &observed,
+        &expect![[r#"
         Streaming | eqiad -> codfw | FenceMissing: spec.active is codfw, and nothing keeps writers out of eqiad.
         Ready Healthy: The target follows within spec.lagObjective (1m).
         InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
@@ -726,7 +756,8 @@ fn a_switch_that_is_refused_does_not_stop_the_copying() {
         TargetReachable Healthy: codfw answers with quorum.
         not Verified NeverVerified: Both sides were not compared yet. Ask with: kubectl quorate mirror verify.
         Stalled FenceMissing: spec.active is codfw, and nothing keeps writers out of eqiad.
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -748,21 +779,29 @@ fn an_agent_that_is_silent_is_told_apart_from_one_that_starts() {
     let desired = desired(&json!({}));
     let mut observed = answering(&desired, streaming());
     observed.answer = Some(Err("no answer from 10.0.0.9:8080 within 2 s".to_owned()));
-    check(&desired, &observed, &expect![[r#"
+    check(
+        &desired,
+        &observed,
+        &expect![[r#"
         Starting | eqiad -> codfw | AgentDown: The agent does not answer the operator: no answer from 10.0.0.9:8080 within 2 s.
         not Ready AgentDown: The agent does not answer the operator: no answer from 10.0.0.9:8080 within 2 s. It may copy all the same; it is asked again every few seconds. Look at its log, and at NetworkPolicies between the operator and its port 8080.
         Reconciling AgentDown: The agent does not answer the operator: no answer from 10.0.0.9:8080 within 2 s. It may copy all the same; it is asked again every few seconds. Look at its log, and at NetworkPolicies between the operator and its port 8080.
-    "#]]);
+    "#]],
+    );
     let pod = observed.pods.get_mut("dc-agent-1").unwrap();
     pod.running = false;
     pod.waiting = Some(("CrashLoopBackOff".to_owned(), String::new()));
-    pod.last_exit = Some("it ended with code 1: Error: the file cannot be read.".to_owned());
+    pod.last_exit = Some("it ended with code 1: Error: the file cannot be read".to_owned());
     observed.answer = None;
-    check(&desired, &observed, &expect![[r#"
-        Starting | eqiad -> codfw | AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read..
-        not Ready AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read.. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
-        Reconciling AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read.. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
-    "#]]);
+    check(
+        &desired,
+        &observed,
+        &expect![[r#"
+        Starting | eqiad -> codfw | AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read.
+        not Ready AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
+        Reconciling AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
+    "#]],
+    );
 }
 
 /// The ConfigMap that applications read follows what is, not what is wished for.

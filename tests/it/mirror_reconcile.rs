@@ -172,7 +172,8 @@ async fn a_new_mirror_is_made_told_and_then_left_alone() {
         ConfigMap dc-active
         ConfigMap dc-agent
         Deployment dc-agent
-        EtcdMirror dc/status"#]].assert_eq(&written.join("\n"));
+        EtcdMirror dc/status"#]]
+    .assert_eq(&written.join("\n"));
     {
         let host = lock(&host);
         assert_eq!(host.status()["observedGeneration"], 1);
