@@ -207,6 +207,8 @@ pub enum Reason {
     ValueTooLarge,
     /// The database of the target is full.
     TargetNoSpace,
+    /// The target takes too few operations in a transaction.
+    TooFewOperations,
     /// The checkpoint cannot be read.
     CheckpointDamaged,
     /// A resync would delete more than it may unasked.
@@ -323,6 +325,7 @@ impl Reason {
         Self::ActiveMismatch,
         Self::ValueTooLarge,
         Self::TargetNoSpace,
+        Self::TooFewOperations,
         Self::CheckpointDamaged,
         Self::PruneRefused,
         Self::FenceMissing,

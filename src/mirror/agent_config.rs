@@ -17,7 +17,8 @@ const FINGERPRINT_DIGITS: usize = 16;
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AgentConfig {
     /// Another one for every change that an agent does not take over while it runs: it is started anew. It says so in
-    /// its status, so that nobody takes what an earlier agent did for what this file asks.
+    /// its status, so that nobody takes what an earlier agent did for what this file asks. An agent that finds another
+    /// one in its file than it was started with ends by itself: its Pod was given an old file.
     pub fingerprint: String,
     /// Namespace of the EtcdMirror, for metrics and logs; empty outside Kubernetes.
     #[serde(default)]

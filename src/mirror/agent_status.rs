@@ -147,6 +147,8 @@ pub enum ProblemReason {
     ValueTooLarge,
     /// The target's database is full.
     TargetNoSpace,
+    /// The target takes too few operations in a transaction.
+    TooFewOperations,
     /// The checkpoint cannot be read, or was edited.
     CheckpointDamaged,
     /// A resync would delete more than it may unasked.
@@ -181,6 +183,7 @@ impl ProblemReason {
         Self::ActiveMismatch,
         Self::ValueTooLarge,
         Self::TargetNoSpace,
+        Self::TooFewOperations,
         Self::CheckpointDamaged,
         Self::PruneRefused,
         Self::FenceMissing,

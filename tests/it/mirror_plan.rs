@@ -618,12 +618,12 @@ fn a_fence_of_roles_mounts_roots_secrets() {
           - writers
           root:
             codfw:
-              userFile: /etc/quorate/root/codfw/auth/username
-              passwordFile: /etc/quorate/root/codfw/auth/password
+              userFile: /etc/quorate/fence/codfw/auth/username
+              passwordFile: /etc/quorate/fence/codfw/auth/password
             eqiad:
-              authorityFile: /etc/quorate/root/eqiad/tls/ca.crt
-              certificateFile: /etc/quorate/root/eqiad/tls/tls.crt
-              keyFile: /etc/quorate/root/eqiad/tls/tls.key
+              authorityFile: /etc/quorate/fence/eqiad/tls/ca.crt
+              certificateFile: /etc/quorate/fence/eqiad/tls/tls.crt
+              keyFile: /etc/quorate/fence/eqiad/tls/tls.key
     "#]]
     .assert_eq(&serde_saphyr::to_string(&config.fence).unwrap());
     let volumes = manifest(&plan, "Deployment", "dc-agent").pointer("/spec/template/spec/volumes").unwrap();
@@ -791,15 +791,15 @@ fn an_agent_that_is_silent_is_told_apart_from_one_that_starts() {
     let pod = observed.pods.get_mut("dc-agent-1").unwrap();
     pod.running = false;
     pod.waiting = Some(("CrashLoopBackOff".to_owned(), String::new()));
-    pod.last_exit = Some("it ended with code 1: Error: the file cannot be read.".to_owned());
+    pod.last_exit = Some("it ended with code 1: Error: the file cannot be read".to_owned());
     observed.answer = None;
     check(
         &desired,
         &observed,
         &expect![[r#"
-        Starting | eqiad -> codfw | AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read..
-        not Ready AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read.. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
-        Reconciling AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read.. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
+        Starting | eqiad -> codfw | AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read.
+        not Ready AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
+        Reconciling AgentDown: The agent does not stay up: it ended with code 1: Error: the file cannot be read. It is started again, later and later. See: kubectl logs dc-agent-1 --previous.
     "#]],
     );
 }
