@@ -105,21 +105,26 @@ impl Mirror {
         .await;
     }
 
-    /// A number of its `/metrics`.
+    /// A number of its `/metrics`; waits until it is known.
     async fn metric(&self, name: &str) -> f64 {
-        let mut connected = None;
-        until("the mirror listens", async || {
-            connected = TcpStream::connect(self.listen).await.ok();
-            connected.is_some()
+        let name = format!("quorate_mirror_{name} ");
+        let mut number = None;
+        until(&format!("{name}is known"), async || {
+            let text = self.scrape().await.unwrap_or_default();
+            let value = text.lines().find_map(|line| line.strip_prefix(&name));
+            number = value.map(|value| value.parse().unwrap());
+            number.is_some()
         })
         .await;
-        let mut stream = connected.unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+        number.unwrap()
+    }
+
+    async fn scrape(&self) -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(self.listen).await?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
         let mut text = String::new();
-        stream.read_to_string(&mut text).await.unwrap();
-        let name = format!("quorate_mirror_{name} ");
-        let value = text.lines().find_map(|line| line.strip_prefix(&name));
-        value.unwrap_or_else(|| panic!("no {name}in {text}")).parse().unwrap()
+        stream.read_to_string(&mut text).await?;
+        Ok(text)
     }
 
     /// The most memory that it has had, in MiB.
