@@ -1,14 +1,18 @@
 //! Stories that disturb the whole Kubernetes, so that no other may run beside them. Tests run in the order of their
 //! names: these come first, when nothing has to wait for others to end.
 
+use std::time::{Duration, Instant};
+
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
 
-use crate::support::{cluster_tool, eventually, identities, story_alone};
+use crate::support::{cluster_tool, eventually, identities, measured, story_alone};
 
+/// Longest time until an edit is seen after a restart of the apiserver.
+const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// Who takes the lease, and never renews it.
 const THIEF: &str = "somebody-else";
 
@@ -32,6 +36,17 @@ async fn a_restart_of_the_apiserver_changes_nothing() {
         assert_eq!(identities(&story.healthy().await), before);
         assert_eq!(eventually("the apiserver answers", uids).await, pods, "Pods were made anew");
         assert_eq!((story.count("main-0", "key-").await, story.count("main-0", "after-").await), (50, 50));
+
+        // Every watch has ended, some more than once. What is new is seen all the same, and soon.
+        let begun = Instant::now();
+        story.patch(json!({"paused": true})).await;
+        story.condition("Paused", "PausedByUser").await;
+        let took = begun.elapsed();
+        measured(&format!(
+            "an edit after a restart of the apiserver: seen after {:.1} s",
+            took.as_secs_f64()
+        ));
+        assert!(took < SEEN_WITHIN, "an edit was seen after {took:?}");
     })
     .await;
 }

@@ -15,7 +15,7 @@ async fn heals(version: &str, fault: Fault) {
     story(&format!("heal{}", (fault as u8)), async |story| {
         story.create(json!({"version": version})).await;
         story.healthy().await;
-        let told = cell(story, fault).await;
+        let told = cell(story, fault, false).await;
         let verdict = told.verdict.expect("it was under load");
         measured(&format!(
             "{fault:?} on {version}: three voters again after {:.1} s; {}",
@@ -116,7 +116,7 @@ async fn two_of_three_wiped_are_refused() {
     story("two", async |story| {
         story.create(json!({})).await;
         story.healthy().await;
-        let told = cell(story, Fault::MostWiped).await;
+        let told = cell(story, Fault::MostWiped, false).await;
         measured(&format!(
             "two of three wiped: refused after {:.1} s, and all is there when they are put back",
             told.took.as_secs_f64()

@@ -101,29 +101,20 @@ pub(crate) fn writes(since: Timestamp) -> Vec<Write> {
     all.filter(|write| write.resource != "leases").collect()
 }
 
-/// While operators are killed again and again, and nobody spares them.
-static KILLING: AtomicBool = AtomicBool::new(false);
-/// How many spare them.
+/// How many spare the operators that are killed again and again.
 static SPARING: AtomicUsize = AtomicUsize::new(0);
 
 /// Kills every operator again and again, unless somebody spares them; returns how many.
 pub(crate) async fn kill_operators(life: Duration, stop: &AtomicBool) -> usize {
     let mut tick = tokio::time::interval(life);
     let mut killed = 0;
-    KILLING.store(true, Ordering::Relaxed);
     while !stop.load(Ordering::Relaxed) {
         tick.tick().await;
         if SPARING.load(Ordering::Relaxed) == 0 {
             killed += kill_operators_once().await;
         }
     }
-    KILLING.store(false, Ordering::Relaxed);
     killed
-}
-
-/// Whether operators are killed again and again.
-pub(crate) fn operators_die() -> bool {
-    KILLING.load(Ordering::Relaxed)
 }
 
 /// Lets operators live for as long as this is held.

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use super::harm::{self, Damage, FullDisk, Kept, Link};
 use super::{Expected, Fault};
-use crate::operator::{Spared, operators_die};
+use crate::operator::Spared;
 use crate::support::{Story, cluster_tool, copy, eventually, identities, kubectl};
 
 /// How long a link stays bad.
@@ -52,6 +52,8 @@ struct Scene<'a> {
     target: String,
     /// Keys of this scene begin so.
     prefix: String,
+    /// Whether all operators are killed -9 every second meanwhile.
+    operators_die: bool,
 }
 
 /// What was done, and how it is undone.
@@ -72,8 +74,8 @@ enum Undo {
 }
 
 /// Does it to the cluster of a story, which is Healthy before, and after if that can be.
-pub(crate) async fn cell(story: &Story, fault: Fault) -> Told {
-    let happens = happens(story, fault, 1);
+pub(crate) async fn cell(story: &Story, fault: Fault, operators_die: bool) -> Told {
+    let happens = happens(story, fault, 1, operators_die);
     if fault.ends_clients() {
         return Told { took: happens.await, verdict: None };
     }
@@ -88,7 +90,7 @@ pub(crate) async fn cell(story: &Story, fault: Fault) -> Told {
 }
 
 /// The same without a load, to the member of that turn; returns how long it took until all was as expected.
-pub(crate) async fn happens(story: &Story, fault: Fault, turn: usize) -> Duration {
+pub(crate) async fn happens(story: &Story, fault: Fault, turn: usize, operators_die: bool) -> Duration {
     let patience = if fault.is_alone() { "20s" } else { "10m" };
     story.patch(json!({"repair": {"unhealthyAfter": patience}})).await;
     let before = story.healthy().await;
@@ -104,7 +106,7 @@ pub(crate) async fn happens(story: &Story, fault: Fault, turn: usize) -> Duratio
     let candidates: Vec<&MemberStatus> = before.members.iter().filter(is_candidate).collect();
     let target = candidates.get(turn % candidates.len().max(1)).expect("there is such a member").name.clone();
     let prefix = format!("{:08x}-", rand::random::<u32>());
-    Scene { story, fault, expected, before, target, prefix }.play().await
+    Scene { story, fault, expected, before, target, prefix, operators_die }.play().await
 }
 
 impl Scene<'_> {
@@ -145,8 +147,7 @@ impl Scene<'_> {
 
     /// UIDs of the replacements there are; of those that are over the operator keeps only the newest ten.
     async fn requests(&self) -> BTreeSet<Option<String>> {
-        let all = self.story.api::<EtcdMemberReplacement>().list(&ListParams::default()).await.unwrap().items;
-        all.iter().map(ResourceExt::uid).collect()
+        self.requests_beside(&BTreeSet::new()).await.iter().map(ResourceExt::uid).collect()
     }
 
     /// Replacements that have come since then.
@@ -430,7 +431,7 @@ impl Scene<'_> {
         let healthy =
             status.members.iter().find(|member| member.name == self.target).map(|member| &member.health);
         // Who dies every second waits for no answer that long.
-        let noticed = operators_die() || healthy.is_none_or(|health| health != "Healthy");
+        let noticed = self.operators_die || healthy.is_none_or(|health| health != "Healthy");
         assert!(!is_cut || noticed, "nobody has noticed the cut");
         link.heal();
         Undo::Nothing
@@ -595,13 +596,14 @@ impl Scene<'_> {
     /// To see that a cluster has no leader, or that a node is silent, takes three seconds, which an operator that dies
     /// every second never has: it does no harm meanwhile, and what it must do when it may live.
     async fn operators_may_live(&self) -> Option<Spared> {
-        if !operators_die() {
+        if !self.operators_die {
             return None;
         }
         self.nobody_is_removed(|_| {}).await;
         Some(Spared::from_now_on())
     }
 
+    /// For as long as a refusal must hold, all members keep their places, and `and` finds nothing wrong.
     async fn nobody_is_removed(&self, and: impl Fn(&EtcdClusterStatus)) {
         let begun = Instant::now();
         let mut tick = tokio::time::interval(Duration::from_millis(500));

@@ -128,7 +128,7 @@ impl Run {
                 (Some(self.kubernetes.read().await), None)
             };
             self.say(&format!("{size} members, number {turn}: {}", fault.words()));
-            let took = happens(story, fault, turn).await;
+            let took = happens(story, fault, turn, false).await;
             self.faults.fetch_add(1, Ordering::Relaxed);
             self.say(&format!("{size} members: well after {:.1} s", took.as_secs_f64()));
         }

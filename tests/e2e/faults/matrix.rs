@@ -180,7 +180,8 @@ impl Matrix {
         story.create(json!({"version": version, "replicas": size, "repair": {"maxPerHour": 100}})).await;
         story.healthy().await;
         while let Some(fault) = lane.faults.front().copied() {
-            let outcome = AssertUnwindSafe(cell(story, fault)).catch_unwind().await;
+            let outcome =
+                AssertUnwindSafe(cell(story, fault, lane.column.operators_die)).catch_unwind().await;
             lane.faults.pop_front();
             match outcome {
                 Ok(told) => self.told(fault, lane.column, Ok(in_words(fault, lane.column, &told))),
