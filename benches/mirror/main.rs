@@ -22,7 +22,6 @@ mod table;
 
 use std::time::Duration;
 
-use self::contender::Contender;
 use self::copy::Copied;
 use self::live::Lived;
 

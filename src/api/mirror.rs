@@ -173,8 +173,7 @@ pub struct EtcdMirrorSpec {
     #[serde(default)]
     pub prune: bool,
     /// What becomes of keys with a lease: Strip (they are copied and do not expire in the target; when it becomes
-    /// active they get a minute to be kept alive), Skip (they are not copied) or Recreate (a lease of the same ID is
-    /// kept alive in the target). Default: Strip.
+    /// active they get a minute to be kept alive) or Skip (they are not copied). Default: Strip.
     #[serde(default)]
     pub leases: LeasePolicy,
     /// When both sides are compared key by key.
@@ -293,8 +292,6 @@ pub enum LeasePolicy {
     Strip,
     /// They are not copied.
     Skip,
-    /// A lease of the same ID is kept alive in the target.
-    Recreate,
 }
 
 /// When both sides are compared.

@@ -160,10 +160,11 @@ async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
         }
         Err(why) => return Err(Problem::Usage(why).into()),
     };
-    let mut spec = json!({"active": to});
-    if switch.writers_stopped {
-        spec["fence"] = json!({"mode": "Manual"});
-    }
+    let spec = if switch.writers_stopped {
+        json!({"active": to, "fence": {"mode": "Manual"}})
+    } else {
+        json!({"active": to})
+    };
     write(&host, &switch.change, &json!({"spec": spec})).await?;
     match switch.wait.filter(|_| !switch.change.dry_run) {
         Some(longest) => follow(&host, name, &to, longest).await,
@@ -220,17 +221,14 @@ async fn follow(host: &Host, name: &str, to: &str, longest: Duration) -> anyhow:
         }
         anyhow::Ok(Exit::Unavailable)
     };
-    match tokio::time::timeout(longest, watched).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            let more = format!(
-                "not done within {} s; it goes on: kubectl quorate mirror status {name}",
-                longest.as_secs()
-            );
-            terminal::complain(&more);
-            Ok(Exit::Timeout)
-        }
+    if let Ok(ended) = tokio::time::timeout(longest, watched).await {
+        return ended;
     }
+    let seconds = longest.as_secs();
+    terminal::complain(&format!(
+        "not done within {seconds} s; it goes on: kubectl quorate mirror status {name}"
+    ));
+    Ok(Exit::Timeout)
 }
 
 /// A line about a switch to `to`, and how it ended once it has.

@@ -142,6 +142,19 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// No transaction is larger than what may be written in a second.
+    #[must_use]
+    pub fn paced(self, keys: Option<u64>) -> Self {
+        let most = keys.and_then(|keys| usize::try_from(keys.max(1)).ok()).unwrap_or(usize::MAX);
+        Self {
+            stream_operations: self.stream_operations.min(most),
+            scan_operations: self.scan_operations.min(most),
+            ..self
+        }
+    }
+}
+
 /// Revisions that pass without a change of mirrored keys before the checkpoint is moved for their sake alone: two
 /// mirrors in opposite directions would else answer each other's checkpoints for ever.
 pub const QUIET_REVISIONS: i64 = 500;

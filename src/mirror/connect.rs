@@ -31,7 +31,16 @@ pub struct Access {
     /// The name that the servers' certificates must carry, if not that of the URL.
     pub server_name: Option<String>,
     /// Name, and the file that has the password.
-    pub user: Option<(String, PathBuf)>,
+    pub user: Option<(UserName, PathBuf)>,
+}
+
+/// The name of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserName {
+    /// As it is.
+    Said(String),
+    /// In this file.
+    File(PathBuf),
 }
 
 /// A connection could not be made.
@@ -61,7 +70,11 @@ async fn connect(access: &Access, turn: usize) -> Result<Client, ConnectError> {
         .with_keep_alive_while_idle(false)
         .with_require_leader(true);
     if let Some((user, file)) = &access.user {
-        options = options.with_user(user, String::from_utf8_lossy(&read(file).await?).trim_end());
+        let name = match user {
+            UserName::Said(name) => name.clone(),
+            UserName::File(file) => line(file).await?,
+        };
+        options = options.with_user(name, line(file).await?);
         options = options.with_auto_token_refresh(true);
     }
     if let Some(tls) = tls(access, endpoint).await? {
@@ -91,6 +104,11 @@ async fn tls(access: &Access, endpoint: &str) -> Result<Option<TlsOptions>, Conn
         tls = tls.identity(Identity::from_pem(read(certificate).await?, read(key).await?));
     }
     Ok(Some(tls))
+}
+
+/// What a file holds, without the end of its line.
+async fn line(file: &Path) -> Result<String, ConnectError> {
+    Ok(String::from_utf8_lossy(&read(file).await?).trim_end().to_owned())
 }
 
 async fn read(file: &Path) -> Result<Vec<u8>, ConnectError> {

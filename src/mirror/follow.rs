@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Error, GetOptions, GetResponse, WatchOptions, WatchResponse};
+use etcd_client::{
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, WatchOptions, WatchResponse,
+};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -14,6 +16,7 @@ use super::connect::{Access, Connection, told};
 use super::keyspace::{Keyspace, Side, Span};
 use super::machine::{Event, Sample, SeenSite};
 use super::resync::{Entry, Page};
+use super::write::counted;
 use crate::etcd::ClusterId;
 
 /// How long a linearizable read and a status may take: etcd itself gives up after 5 s + 2 elections.
@@ -114,6 +117,29 @@ impl Source {
         });
     }
 
+    pub(super) fn write_site(&mut self, value: Vec<u8>) {
+        let (line, key) = (self.line(Duration::ZERO), self.site.clone());
+        self.spawn(async move {
+            match line.write_site(key, value).await {
+                Ok(()) => (Event::Sited, None),
+                Err(problem) => (Event::SourceSilent, Some(problem)),
+            }
+        });
+    }
+
+    /// How many keys the mapped part has; `None`: nobody said.
+    pub(super) fn count(&self) -> impl Future<Output = Option<u64>> + use<> {
+        let (line, spans) = (self.line(Duration::ZERO), self.keyspace.spans(Side::Source));
+        async move {
+            let client = line.client().await.ok()?;
+            let mut count = 0;
+            for span in spans {
+                count += counted(&client, span).await.ok()?;
+            }
+            Some(count)
+        }
+    }
+
     pub(super) fn watch(&mut self, number: u64, from: i64, ranges: bool) {
         self.unwatch();
         let spans =
@@ -201,7 +227,15 @@ impl Line {
             term: status.raft_term(),
             applied: status.raft_applied_index(),
         };
-        Ok(Sample { identity, head: header.revision(), site })
+        Ok(Sample { identity, head: header.revision(), site, version: status.version().to_owned() })
+    }
+
+    /// Written only if there is none: whoever was first has decided.
+    async fn write_site(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
+        let client = self.client().await?;
+        let absent = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
+        let transaction = Txn::new().when([absent]).and_then([TxnOp::put(key, value, None)]);
+        self.within(PROBE_DEADLINE, client.kv_client().txn(transaction)).await.map(drop)
     }
 
     async fn page(&self, span: Span, keys: usize) -> Result<Page, String> {

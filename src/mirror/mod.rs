@@ -22,8 +22,7 @@
 //!
 //! A source that was restored, or is another cluster, is never copied unasked: the target may hold the only copy.
 
-pub mod agent_config;
-pub mod agent_status;
+pub mod agent;
 pub mod assembler;
 pub mod batch;
 pub mod checkpoint;
@@ -34,6 +33,7 @@ pub mod keyspace;
 pub mod lag;
 pub mod machine;
 pub mod metrics;
+pub mod pace;
 pub mod promote;
 pub mod resync;
 pub mod run;

@@ -4,13 +4,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
 use super::connect::Access;
 use super::follow::{Came, Source};
 use super::keyspace::{InvalidKeyspace, Keyspace};
 use super::lag::Lag;
-use super::machine::{Command, Event, Machine, Mode, Settings, View};
+use super::machine::{Command, Event, Machine, Mode, Settings, View, progress_is_exact};
+use super::pace::{Pace, Pacer};
 use super::stop::Stop;
 use super::write::Target;
 
@@ -32,6 +34,8 @@ pub struct Order {
     pub source: Access,
     /// Where to copy to.
     pub target: Access,
+    /// How fast it may write.
+    pub pace: Pace,
 }
 
 /// How it is, for whoever looks.
@@ -44,11 +48,22 @@ pub struct Report {
     /// The same, or how long it has been unknown.
     pub lag_seconds: f64,
     /// Why the source does not answer.
-    pub source_problem: Option<String>,
+    pub source_problem: Option<Trouble>,
     /// Why the target does not answer.
-    pub target_problem: Option<String>,
+    pub target_problem: Option<Trouble>,
+    /// Keys of the source's mapped part when the scan began.
+    pub source_keys: Option<u64>,
     /// Why it stopped, if it did.
     pub stopped: Option<Stop>,
+}
+
+/// What goes wrong on one side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// In words.
+    pub text: String,
+    /// When it began.
+    pub since: Instant,
 }
 
 /// A report that is written in one place and read in others.
@@ -84,8 +99,8 @@ pub async fn run(
     loop {
         settings.epoch = format!("{:032x}", rand::random::<u128>());
         let turn = Turn::new(settings.clone(), &keyspace, &order, &board, begun);
-        let stop = tokio::select! {
-            stop = turn.go() => stop,
+        let (stop, ran) = tokio::select! {
+            ended = turn.go() => ended,
             () = &mut told => return Ok(Ended::Told),
         };
         board.read().stopped = Some(stop.clone());
@@ -98,6 +113,7 @@ pub async fn run(
             () = &mut told => return Ok(Ended::Told),
         }
         settings.resync = false;
+        settings.ran |= ran;
     }
 }
 
@@ -111,6 +127,10 @@ struct Turn<'a> {
     heard: mpsc::Receiver<Came>,
     source_failures: u32,
     target_failures: u32,
+    pacer: Pacer,
+    told_version: bool,
+    scans: bool,
+    counting: Option<AbortHandle>,
     lag: Lag,
     begun: Instant,
     board: &'a Board,
@@ -125,6 +145,7 @@ impl<'a> Turn<'a> {
         let (machine, first) = Machine::start(settings, keyspace.clone());
         let lag = Lag::default();
         let (source_failures, target_failures) = (0, 0);
+        let pacer = Pacer::new(order.pace);
         Self {
             machine,
             first,
@@ -134,20 +155,25 @@ impl<'a> Turn<'a> {
             heard,
             source_failures,
             target_failures,
+            pacer,
+            told_version: false,
+            scans: false,
+            counting: None,
             lag,
             begun,
             board,
         }
     }
 
-    async fn go(mut self) -> Stop {
+    /// Until it stops by itself; also whether it has come so far as to have a checkpoint.
+    async fn go(mut self) -> (Stop, bool) {
         let mut clock = tokio::time::interval(TICK);
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commands = std::mem::take(&mut self.first);
         loop {
             for command in commands.drain(..) {
                 if let Some(stop) = self.obey(command) {
-                    return stop;
+                    return (stop, self.machine.has_checkpoint());
                 }
             }
             let (event, problem) = tokio::select! {
@@ -170,11 +196,14 @@ impl<'a> Turn<'a> {
             Command::ReadSource(number, span, keys) => self.source.read(number, span, keys),
             Command::Watch { number, from, ranges } => self.source.watch(number, from, ranges),
             Command::Progress => self.source.ask_for_progress(),
-            command @ (Command::ReadOwn
-            | Command::Commit(_)
-            | Command::ReadTarget(..)
-            | Command::CountTarget
-            | Command::Park) => self.target.ask(command, pause(self.target_failures)),
+            Command::WriteSite(value) => self.source.write_site(value),
+            Command::Commit(transaction) => {
+                let wait = pause(self.target_failures).max(self.pacer.wait(&transaction, Instant::now()));
+                self.target.ask(Command::Commit(transaction), wait);
+            }
+            command @ (Command::ReadOwn | Command::ReadTarget(..) | Command::CountTarget | Command::Park) => {
+                self.target.ask(command, pause(self.target_failures));
+            }
         }
         None
     }
@@ -203,11 +232,25 @@ impl<'a> Turn<'a> {
                 self.target_failures = 0;
                 self.tell_target(None);
             }
-            Event::Sample(sample) => self.lag.look(self.begun.elapsed(), sample.head),
+            Event::Sample(sample) => {
+                self.lag.look(self.begun.elapsed(), sample.head);
+                self.tell_version(&sample.version);
+            }
             Event::Refused(refusal) => {
                 tracing::info!(?refusal, "the target refused a request: smaller ones follow");
             }
-            Event::SourcePageTooLarge(_) | Event::Tick => {}
+            Event::SourcePageTooLarge(_) | Event::Sited | Event::Tick => {}
+        }
+    }
+
+    /// Says once what a release of the source cannot do.
+    fn tell_version(&mut self, version: &str) {
+        if !progress_is_exact(version) && !std::mem::replace(&mut self.told_version, true) {
+            tracing::warn!(
+                "the source is etcd {version}, whose answers about the progress of a watch may be ahead of its events: the \
+                 checkpoint moves with changes only, and history that is compacted meanwhile costs a scan. Upgrade it to \
+                 3.4.31, 3.5.13, 3.6.2 or newer"
+            );
         }
     }
 
@@ -221,15 +264,33 @@ impl<'a> Turn<'a> {
         tell("target", &mut report.target_problem, problem);
     }
 
+    /// For whoever looks only: a scan goes on without it.
+    fn count_source(&mut self) {
+        let (count, board) = (self.source.count(), self.board.clone());
+        let task = tokio::spawn(async move {
+            let counted = count.await;
+            board.read().source_keys = counted;
+        });
+        self.counting = Some(task.abort_handle());
+    }
+
     fn report(&mut self) {
         let view = self.machine.view();
         let reached = if view.exact { view.revision } else { 0 };
         self.lag.reached(reached);
         let now = self.begun.elapsed();
+        let scans = matches!(view.phase, "first" | "resync" | "counting");
+        if scans && !std::mem::replace(&mut self.scans, scans) {
+            self.count_source();
+        }
+        self.scans = scans;
         let mut report = self.board.read();
         report.lag = self.lag.age(now, reached);
         report.lag_seconds = self.lag.seconds(now, reached);
-        report.stopped = None;
+        // Not before it has got further than where it stopped: it looks again every few seconds.
+        if view.exact || view.stats.transactions > 0 {
+            report.stopped = None;
+        }
         report.view = Some(view);
     }
 }
@@ -238,12 +299,15 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.source.hang_up();
         self.target.hang_up();
+        if let Some(task) = self.counting.take() {
+            task.abort();
+        }
     }
 }
 
 /// Logs what changed, once.
-fn tell(side: &'static str, known: &mut Option<String>, problem: Option<String>) {
-    if *known == problem {
+fn tell(side: &'static str, known: &mut Option<Trouble>, problem: Option<String>) {
+    if known.as_ref().map(|trouble| &trouble.text) == problem.as_ref() {
         return;
     }
     if let Some(problem) = &problem {
@@ -251,7 +315,8 @@ fn tell(side: &'static str, known: &mut Option<String>, problem: Option<String>)
     } else {
         tracing::info!(side, "answers");
     }
-    *known = problem;
+    let since = known.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
+    *known = problem.map(|text| Trouble { text, since });
 }
 
 /// Longer each time, and never the same for two agents.

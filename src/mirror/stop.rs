@@ -149,11 +149,13 @@ impl std::fmt::Display for Stop {
             Self::CheckpointLost => write!(
                 to,
                 "the checkpoint in the target is gone, though this mirror has run into it: was the target emptied, or \
-                 restored? Delete the mirror's key `owner` there, too, to begin with a first sync"
+                 restored? Nothing is written. To begin with a first sync, delete the mirror's key `owner` there, if it \
+                 is left, and start the mirror anew"
             ),
             Self::CheckpointChanged => write!(
                 to,
-                "somebody else has written the checkpoint while this mirror ran; it stopped before it could build on it"
+                "the checkpoint in the target is another one than this mirror wrote: the target was set back, or somebody \
+                 else has written it; the mirror goes on from it in a few seconds"
             ),
             Self::TargetDiffers(counts) => write!(
                 to,

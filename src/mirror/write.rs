@@ -113,6 +113,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
         | Command::ReadSource(..)
         | Command::Watch { .. }
         | Command::Progress
+        | Command::WriteSite(_)
         | Command::Stop(_) => Err(Error::InvalidArgs("not a request to the target".to_owned())),
     }
 }
@@ -124,7 +125,8 @@ async fn within<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T,
     }
 }
 
-async fn counted(client: &Client, span: Span) -> Result<u64, Error> {
+/// Counts the keys of a part of a side.
+pub(super) async fn counted(client: &Client, span: Span) -> Result<u64, Error> {
     let options = GetOptions::new().with_range(span.range_end()).with_count_only();
     let answer = within(client.kv_client().get(span.start, Some(options))).await?;
     Ok(u64::try_from(answer.count()).unwrap_or(0))

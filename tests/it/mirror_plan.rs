@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 use quorate::api::EtcdMirror;
 use quorate::api::mirror::EtcdMirrorStatus;
 use quorate::api::reason::Reason;
-use quorate::mirror::agent_config::AgentConfig;
-use quorate::mirror::agent_status::{
+use quorate::mirror::agent::config::AgentConfig;
+use quorate::mirror::agent::status::{
     AgentPhase, AgentStatus, Problem, ProblemReason, SiteSeen, Verification,
 };
 use quorate::operator::manifest::says_all;

@@ -43,7 +43,7 @@ impl Host {
         match request.kind {
             "Event" => self.events.push(request.body["reason"].as_str().unwrap_or_default().to_owned()),
             _ if request.is_write() => {
-                self.writes.push(format!("{} {}{part}", request.kind, name.unwrap_or_default()))
+                self.writes.push(format!("{} {}{part}", request.kind, name.unwrap_or_default()));
             }
             _ => {}
         }

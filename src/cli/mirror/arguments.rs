@@ -7,9 +7,41 @@ use crate::cli::etcdmirror;
 use crate::cli::logging;
 use crate::cli::problem::Problem;
 use crate::mirror::config::{Config, Leases, Limits, MirrorId, Policy};
-use crate::mirror::connect::Access;
+use crate::mirror::connect::{Access, UserName};
 use crate::mirror::keyspace::{Mapping, Side};
 use crate::mirror::machine::{Mode, Settings};
+use crate::mirror::pace::Pace;
+
+/// Flags whose meaning is in an agent's file.
+const IN_THE_FILE: [&str; 27] = [
+    "source",
+    "source_ca",
+    "source_cert",
+    "source_key",
+    "source_server_name",
+    "source_user",
+    "source_password_file",
+    "target",
+    "target_ca",
+    "target_cert",
+    "target_key",
+    "target_server_name",
+    "target_user",
+    "target_password_file",
+    "prefix",
+    "target_prefix",
+    "map",
+    "ignore",
+    "leases",
+    "initial_sync",
+    "prune",
+    "once",
+    "dry_run",
+    "verify",
+    "resync",
+    "keys_per_second",
+    "bytes_per_second",
+];
 
 /// Arguments of `mirror`.
 #[derive(clap::Args, Debug)]
@@ -17,6 +49,10 @@ use crate::mirror::machine::{Mode, Settings};
 pub(in crate::cli) struct Arguments {
     #[command(subcommand)]
     pub(super) action: Option<Action>,
+    /// Mirror between two sites as this file says, which is read again when it changes; it stands in place of the
+    /// flags for sites and keys, and /status says how it is.
+    #[arg(long, value_name = "FILE", conflicts_with_all = IN_THE_FILE)]
+    pub(super) config: Option<PathBuf>,
     #[command(flatten)]
     pub(super) follow: Follow,
 }
@@ -143,6 +179,12 @@ pub(super) struct Follow {
     /// Scan both sides once; with the PLAN of a message, also where that needs leave.
     #[arg(long, value_name = "PLAN", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     resync: Option<String>,
+    /// Write at most so many keys a second.
+    #[arg(long, value_name = "KEYS", value_parser = clap::value_parser!(u64).range(1..))]
+    keys_per_second: Option<u64>,
+    /// Write at most so many bytes a second.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..))]
+    bytes_per_second: Option<u64>,
     /// Address of /metrics, /livez, /readyz and /lag.
     #[arg(long, env = "QUORATE_MIRROR_LISTEN", value_name = "ADDRESS")]
     pub(super) listen: Option<SocketAddr>,
@@ -178,7 +220,7 @@ impl Source {
             authority: self.source_ca,
             certificate: self.source_cert.zip(self.source_key),
             server_name: self.source_server_name,
-            user: self.source_user.zip(self.source_password_file),
+            user: self.source_user.map(UserName::Said).zip(self.source_password_file),
         }
     }
 }
@@ -192,7 +234,7 @@ impl Target {
                 authority: self.target_ca,
                 certificate: self.target_cert.zip(self.target_key),
                 server_name: self.target_server_name,
-                user: self.target_user.zip(self.target_password_file),
+                user: self.target_user.map(UserName::Said).zip(self.target_password_file),
             },
         )
     }
@@ -203,6 +245,7 @@ pub(super) struct Meant {
     pub(super) settings: Settings,
     pub(super) source: Access,
     pub(super) target: Access,
+    pub(super) pace: Pace,
 }
 
 impl Follow {
@@ -227,7 +270,7 @@ impl Follow {
             id: mirror_id(&self.id)?,
             config,
             policy: said.then_some(Policy { overwrite, prune: self.prune }),
-            limits: Limits::default(),
+            limits: Limits::default().paced(self.keys_per_second),
             epoch: String::new(),
             resync: self.resync.is_some(),
             approved: self.resync.filter(|plan| !plan.is_empty()),
@@ -236,9 +279,12 @@ impl Follow {
                 (true, false) => Mode::Once,
                 (false, false) => Mode::Follow,
             },
+            ran: false,
+            active: None,
         };
+        let pace = Pace { keys: self.keys_per_second, bytes: self.bytes_per_second };
         let source = checked("--source", self.source.access())?;
-        Ok(Meant { settings, source, target: self.target.access()? })
+        Ok(Meant { settings, source, target: self.target.access()?, pace })
     }
 }
 
@@ -329,6 +375,18 @@ mod tests {
         }
         let line = Line::try_parse_from(["mirror", "--source", "a:1", "--target", "http://b:1"]).unwrap();
         assert!(line.mirror.follow.meant().err().unwrap().to_string().contains("is no URL"));
+    }
+
+    #[test]
+    fn a_file_stands_in_place_of_flags() {
+        let parsed = |line: &str| Line::try_parse_from(line.split_whitespace());
+        let line = parsed("mirror --config a.yaml --listen 127.0.0.1:1").unwrap().mirror;
+        assert_eq!(line.config, Some(PathBuf::from("a.yaml")));
+        assert!(line.follow.listen.is_some());
+        for both in ["--source http://a:1 --target http://b:1", "--prune", "--ignore a", "--source-ca x"] {
+            assert!(parsed(&format!("mirror --config a.yaml {both}")).is_err(), "{both}");
+        }
+        assert!(parsed("mirror --source http://a:1").is_err(), "without a file both sides are needed");
     }
 
     #[test]

@@ -23,7 +23,10 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Some(Action::Promote(of)) => target::promote(of).await,
         Some(Action::Checkpoint(of)) => target::checkpoint(of).await,
         Some(Action::EtcdMirror(verb)) => etcdmirror::execute(verb).await,
-        None => follow::execute(arguments.follow).await,
+        None => match arguments.config {
+            Some(file) => follow::by_file(&file, &arguments.follow).await,
+            None => follow::execute(arguments.follow).await,
+        },
     }
 }
 

@@ -16,6 +16,9 @@ use crate::mirror::transaction::{Answer, Guard, Node, Stored, Transaction};
 /// Hex digits of a plan: enough that no other is permitted by chance, few enough to type.
 const PLAN_DIGITS: usize = 12;
 
+/// The term of a pair before its first switch.
+const FIRST_TERM: u64 = 1;
+
 impl Machine {
     /// The target's keys, before anything else.
     pub(super) fn look(&mut self, own: Own) {
@@ -35,7 +38,8 @@ impl Machine {
         }
         let checkpoint = self.parsed("checkpoint", own.checkpoint.as_ref(), Checkpoint::parse)?;
         // Both are made in one transaction.
-        if owner.is_some() && checkpoint.is_none() {
+        let asked = self.settings.resync;
+        if (owner.is_some() || (self.settings.ran && !asked)) && checkpoint.is_none() {
             return Err(Box::new(Stop::CheckpointLost));
         }
         self.parsed("site", own.site.as_ref(), Site::parse)?;
@@ -65,6 +69,15 @@ impl Machine {
         if seen.0 == self.own.cluster {
             return self.stop(Stop::SameCluster(seen));
         }
+        if let Some(active) = self.settings.active.clone()
+            && sample.site == SeenSite::Absent
+            && self.own.site.is_none()
+        {
+            let site = first_site(SiteRole::Active, ClusterId(self.own.cluster), active);
+            // Nothing else is asked of the source until that is answered.
+            self.link = Link::Up;
+            return self.commands.push(Command::WriteSite(site.text()));
+        }
         if let Some(problem) = self.site_problem(&sample) {
             return self.stop(Stop::Site(problem));
         }
@@ -92,7 +105,26 @@ impl Machine {
             },
             SeenSite::Absent | SeenSite::Unreadable => None,
         };
+        // The source's is written first, and the target's with the first checkpoint.
+        let begun = self.settings.active.is_some()
+            && target.is_none()
+            && source.as_ref().is_some_and(|source| self.is_begun(source));
+        let source = source.filter(|_| !begun);
         site_problem(source.as_ref(), target.as_ref(), sample.site == SeenSite::Unreadable)
+    }
+
+    /// Whether a source's `site` is that of a pair with this target, and there was no switch yet.
+    fn is_begun(&self, source: &Site) -> bool {
+        source.role == SiteRole::Active
+            && source.term == FIRST_TERM
+            && source.peer == ClusterId(self.own.cluster).to_string()
+    }
+
+    /// Both sides have a key `site` by now: they are looked at again.
+    pub(super) fn on_sited(&mut self) {
+        if self.stage == Stage::Looking {
+            self.link = Link::Down;
+        }
     }
 
     fn approved(&self) -> bool {
@@ -128,6 +160,12 @@ impl Machine {
         if self.stored.is_none() {
             when.push(Guard::Created(checkpoint.clone(), 0));
             then.push(put(&checkpoint, self.first_checkpoint().text()));
+        }
+        if let (Some(active), None) = (self.settings.active.clone(), &self.own.site) {
+            let key = self.settings.id.key("site");
+            let site = first_site(SiteRole::Follower, source, active);
+            when.push(Guard::Created(key.clone(), 0));
+            then.push(put(&key, site.text()));
         }
         then.push(Node::Get(checkpoint));
         self.stage = Stage::Taking;
@@ -258,6 +296,11 @@ impl Machine {
         }
         self.stage = Stage::Counting(why);
     }
+}
+
+/// What a side of a pair is before the first switch.
+fn first_site(role: SiteRole, peer: ClusterId, handled_active: String) -> Site {
+    Site { term: FIRST_TERM, role, peer: peer.to_string(), handled_active }
 }
 
 /// The same scan from the beginning.

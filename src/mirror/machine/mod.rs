@@ -18,9 +18,11 @@ mod target;
 
 use std::collections::VecDeque;
 
+pub use source::progress_is_exact;
+
 use super::assembler::{Assembler, Canceled, Response};
 use super::batch::Revision;
-use super::checkpoint::{Checkpoint, Identity, Owner, Position, Role};
+use super::checkpoint::{Checkpoint, Identity, Owner, Position, Role, Site};
 use super::config::{Config, Limits, MirrorId, Policy};
 use super::keyspace::{Keyspace, Span};
 use super::resync::{Counts, Page};
@@ -47,6 +49,10 @@ pub struct Settings {
     pub approved: Option<String>,
     /// How far to go.
     pub mode: Mode,
+    /// An earlier turn of this run has seen the checkpoint: without one the target was emptied.
+    pub ran: bool,
+    /// The name of the source among the sites of a pair; absent: a mirror that knows no sites.
+    pub active: Option<String>,
 }
 
 /// How far to go.
@@ -91,6 +97,8 @@ pub enum Command {
     },
     /// Ask the watch for its progress.
     Progress,
+    /// Write the key `site` of the source, unless there is one: [`Event::Sited`].
+    WriteSite(Vec<u8>),
     /// It is over.
     Stop(Box<Stop>),
 }
@@ -118,6 +126,8 @@ pub enum Event {
     SourcePage(u64, Page),
     /// A page of the source was larger than a message may be.
     SourcePageTooLarge(u64),
+    /// The source has a key `site`, ours or another.
+    Sited,
     /// The connection to the source is of no use any more; whatever was asked there has no answer.
     SourceSilent,
     /// An answer of a watch.
@@ -167,6 +177,8 @@ pub struct Sample {
     pub head: i64,
     /// What it is in a pair.
     pub site: SeenSite,
+    /// Release of the etcd that answered.
+    pub version: String,
 }
 
 /// The key `site` of the source.
@@ -244,6 +256,8 @@ struct Flight {
     transaction: Transaction,
     /// How many changes it has, and their bytes.
     size: (usize, usize),
+    /// How many of them are deletes.
+    deletes: usize,
     /// Key and size of the largest change.
     largest: (Vec<u8>, usize),
     effect: Effect,
@@ -319,6 +333,8 @@ pub struct Stats {
     pub transactions: u64,
     /// Changes in them.
     pub operations: u64,
+    /// Of these, deletes.
+    pub deletes: u64,
     /// Bytes of them.
     pub bytes: u64,
     /// Events of keys that a pattern matches.
@@ -348,6 +364,12 @@ pub struct View {
     pub counts: Counts,
     /// What has been done.
     pub stats: Stats,
+    /// The clusters of source and target.
+    pub clusters: (Option<ClusterId>, Option<ClusterId>),
+    /// What the target is in a pair.
+    pub site: Option<Site>,
+    /// By the checkpoint the target was equal to the source once.
+    pub synced: bool,
 }
 
 impl Machine {
@@ -407,6 +429,11 @@ impl Machine {
         self.waiting_bytes < self.limits.queue_bytes
     }
 
+    /// Whether it has seen or written a checkpoint.
+    pub fn has_checkpoint(&self) -> bool {
+        self.stored.is_some()
+    }
+
     /// What can be seen from outside.
     pub fn view(&self) -> View {
         let phase = match &self.stage {
@@ -423,6 +450,15 @@ impl Machine {
                 && self.stage == Stage::Running,
             counts: self.counts,
             stats: Stats { stale: self.assembler.stale, ..self.stats },
+            clusters: (
+                self.sample.as_ref().map(|sample| sample.identity.cluster),
+                (self.own.cluster != 0).then_some(ClusterId(self.own.cluster)),
+            ),
+            site: self.own.site.as_ref().and_then(|stored| Site::parse(&stored.value).ok()),
+            synced: self
+                .stored
+                .as_ref()
+                .is_some_and(|(checkpoint, _)| !matches!(checkpoint.position, Position::First(_))),
         }
     }
 
@@ -438,6 +474,7 @@ impl Machine {
             Event::Sample(sample) => self.on_sample(sample),
             Event::SourcePage(number, page) => self.on_source_page(number, page),
             Event::SourcePageTooLarge(number) => self.on_source_page_too_large(number),
+            Event::Sited => self.on_sited(),
             Event::SourceSilent => self.on_source_silent(),
             Event::Watched(number, response) if number == self.watch => self.on_watched(response),
             Event::WatchEnded(number) if number == self.watch => self.on_source_silent(),

@@ -4,7 +4,8 @@
 //! read and then the applied index tell a source that was restored from one that lags.
 
 use super::{
-    Assembler, Canceled, Command, Event, Floor, Link, Machine, Response, Revision, Sample, Stage, Stop, Why,
+    Asked, Assembler, Canceled, Command, Event, Floor, Link, Machine, Response, Revision, Sample, Stage,
+    Stop, Why,
 };
 use crate::mirror::batch::Change;
 use crate::mirror::checkpoint::{Checkpoint, Position};
@@ -12,6 +13,8 @@ use crate::mirror::keyspace::{Fate, Side};
 
 /// Ticks between two samples: a second.
 const SAMPLE_TICKS: u32 = 10;
+/// Ticks between two looks at the mirror's keys in the target, if nothing is written there: ten seconds.
+const CONFIRM_TICKS: u32 = 100;
 /// Ticks without a word from a watch that has something to say, after which it is given up: 15 seconds, three times
 /// what etcd takes to elect a leader at worst.
 const SILENT_TICKS: u32 = 150;
@@ -59,7 +62,7 @@ impl Machine {
             Link::Down => self.link = Link::Up,
             Link::Up => {}
             Link::Watching => {
-                if self.assembler.ready() {
+                if self.assembler.ready() && self.believes_progress() {
                     self.commands.push(Command::Progress);
                 }
                 self.tell_quiet = self.others;
@@ -89,6 +92,12 @@ impl Machine {
         self.link = Link::Watching;
         self.stats.watches += 1;
         self.commands.push(Command::Watch { number: self.watch, from: known + 1, ranges: self.ranges });
+    }
+
+    /// Whether a checkpoint may move by what the source answers when it is asked for the watch's progress.
+    fn believes_progress(&self) -> bool {
+        self.position.scan().is_some()
+            || self.sample.as_ref().is_some_and(|sample| progress_is_exact(&sample.version))
     }
 
     pub(super) fn drop_waiting(&mut self) {
@@ -136,7 +145,7 @@ impl Machine {
         for revision in self.assembler.take(response) {
             self.keep(revision);
         }
-        if !was_ready && self.assembler.ready() {
+        if !was_ready && self.assembler.ready() && self.believes_progress() {
             self.commands.push(Command::Progress);
         }
     }
@@ -179,6 +188,10 @@ impl Machine {
 
     pub(super) fn on_tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        let idle = self.stage == Stage::Running && self.asked.is_none() && self.flight.is_none();
+        if idle && self.ticks.is_multiple_of(CONFIRM_TICKS) {
+            self.ask(Asked::Own, Command::ReadOwn);
+        }
         if self.link == Link::Down {
             return;
         }
@@ -195,6 +208,24 @@ impl Machine {
         if self.ticks.is_multiple_of(SAMPLE_TICKS) && self.probing.is_none() && self.stage == Stage::Running {
             self.probe(false);
         }
+    }
+}
+
+/// Whether an etcd sends no answer to a question for progress before the events that it speaks of: from 3.4.31, 3.5.13
+/// and 3.6.2 on (etcd issues 15220 and 17507). A release that cannot be read is believed to be newer.
+pub fn progress_is_exact(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-', '+']).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok);
+    match (next(), next(), next()) {
+        (Some(3), Some(minor), Some(patch)) => match minor {
+            0..=3 => false,
+            4 => patch >= 31,
+            5 => patch >= 13,
+            6 => patch >= 2,
+            _ => true,
+        },
+        (Some(0..=2), ..) => false,
+        _ => true,
     }
 }
 
@@ -229,6 +260,7 @@ impl Event {
         matches!(
             self,
             Self::Sample(_)
+                | Self::Sited
                 | Self::SourcePage(..)
                 | Self::SourcePageTooLarge(_)
                 | Self::SourceSilent

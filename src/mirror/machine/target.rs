@@ -50,12 +50,14 @@ impl Machine {
         ];
         let largest = ops.iter().max_by_key(|op| op.bytes()).map(|op| (op.key().to_vec(), op.bytes()));
         let size = (ops.len(), ops.iter().map(Op::bytes).sum());
+        let deletes = ops.iter().filter(|op| matches!(op, Op::Delete(_))).count();
         let mut then = nest(ops, self.limits.level);
         then.push(Node::Put { key: checkpoint.clone(), value: value.clone(), parked: false });
         let transaction =
             Transaction { when, then, otherwise: vec![Node::Get(owner), Node::Get(checkpoint)] };
         let largest = largest.unwrap_or_default();
-        self.flight = Some(Flight { next, value, transaction: transaction.clone(), size, largest, effect });
+        self.flight =
+            Some(Flight { next, value, transaction: transaction.clone(), size, deletes, largest, effect });
         self.ask(Asked::Data, Command::Commit(transaction));
     }
 
@@ -74,11 +76,10 @@ impl Machine {
 
     /// What became of the transaction under way, by what the target says of owner and checkpoint.
     fn resolve(&mut self, owner: Option<&Stored>, checkpoint: Option<&Stored>) {
-        let Some(flight) = &self.flight else { return };
-        if owner.is_none_or(|owner| owner.value != self.owner) {
-            let role = owner.and_then(|owner| Owner::parse(&owner.value).ok()).map(|owner| owner.role);
-            return self.stop(if role == Some(Role::Promoted) { Stop::Promoted } else { Stop::Fenced });
+        if let Some(stop) = self.lost(owner, checkpoint) {
+            return self.stop(stop);
         }
+        let Some(flight) = &self.flight else { return self.confirm(checkpoint) };
         let before = self.stored.as_ref().map(|(_, value)| value);
         match checkpoint {
             None => self.stop(Stop::CheckpointLost),
@@ -96,12 +97,40 @@ impl Machine {
         }
     }
 
+    /// Why this is not the owner any more, if it is not. Whoever takes over goes on from the same checkpoint or a later
+    /// one: an earlier one is that of a target which was set back, and so is its owner.
+    fn lost(&self, owner: Option<&Stored>, checkpoint: Option<&Stored>) -> Option<Stop> {
+        let Some(owner) = owner else { return Some(Stop::CheckpointLost) };
+        if owner.value == self.owner {
+            return None;
+        }
+        let counter = checkpoint.and_then(|stored| Checkpoint::parse(&stored.value).ok());
+        let counter = counter.map(|checkpoint| checkpoint.counter);
+        let role = Owner::parse(&owner.value).ok().map(|owner| owner.role);
+        Some(match (role, counter) {
+            (Some(Role::Promoted), _) => Stop::Promoted,
+            (_, Some(counter)) if counter < self.counter() => Stop::CheckpointChanged,
+            (_, Some(_) | None) => Stop::Fenced,
+        })
+    }
+
+    /// The target is looked at although nothing is under way: it may have been set back while nobody wrote.
+    fn confirm(&mut self, checkpoint: Option<&Stored>) {
+        let Some((_, known)) = &self.stored else { return };
+        match checkpoint {
+            None => self.stop(Stop::CheckpointLost),
+            Some(stored) if stored.value != *known => self.stop(Stop::CheckpointChanged),
+            Some(_) => {}
+        }
+    }
+
     /// The transaction under way was done, at this revision of the target. `None`: its answer was lost.
     fn landed(&mut self, answer: Option<&Answer>, revision: i64) {
         let Some(flight) = self.flight.take() else { return };
         self.stats.transactions += 1;
         self.stats.operations += flight.size.0 as u64;
         self.stats.bytes += flight.size.1 as u64;
+        self.stats.deletes += flight.deletes as u64;
         self.tell_quiet = false;
         if self.waiting.is_empty() {
             self.others = false;

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use super::observed::Pair;
 use crate::api::duration::parse_duration;
 use crate::api::mirror::{EtcdMirror, EtcdMirrorSpec, MirrorSite, VerifyMode};
-use crate::mirror::agent_config::Requests;
+use crate::mirror::agent::config::Requests;
 use crate::operator::names;
 
 /// An EtcdMirror that can be acted on.

@@ -16,7 +16,7 @@ use super::observed::{AgentPod, Cluster, ClusterSeen, Fields, Observed, Pair, co
 use super::probe::probe;
 use crate::api::EtcdCluster;
 use crate::api::mirror::{EtcdMirror, MirrorSite, SecretRef};
-use crate::mirror::agent_status::AgentStatus;
+use crate::mirror::agent::status::AgentStatus;
 use crate::operator::context::Context;
 use crate::operator::names;
 use crate::operator::read::{ObserveError, read};

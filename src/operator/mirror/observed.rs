@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::api::EtcdCluster;
 use crate::api::cluster::TlsMode;
 use crate::api::mirror::{EtcdMirror, MirrorSite, MirrorState};
-use crate::mirror::agent_status::AgentStatus;
+use crate::mirror::agent::status::AgentStatus;
 use crate::operator::names;
 
 /// Everything that a plan is made of.

@@ -23,7 +23,8 @@ use crate::api::mirror::{
 };
 use crate::api::reason::Reason;
 use crate::etcd::flags::{CLIENT_PORT, url};
-use crate::mirror::agent_config::{self, AgentConfig, Credentials, Fence, Limits, RunState, Site, Verify};
+use crate::mirror::agent::config as agent_config;
+use crate::mirror::agent::config::{AgentConfig, Credentials, Fence, Limits, RunState, Site, Verify};
 use crate::operator::names;
 
 /// What to do, and what there is to tell.
@@ -450,7 +451,6 @@ fn config(desired: &Desired, sites: [Site; 2], fence: Option<Fence>) -> AgentCon
         leases: match spec.leases {
             LeasePolicy::Strip => agent_config::LeasePolicy::Strip,
             LeasePolicy::Skip => agent_config::LeasePolicy::Skip,
-            LeasePolicy::Recreate => agent_config::LeasePolicy::Recreate,
         },
         verify: desired.verify_every.map(|every| Verify { every_seconds: every.as_secs() }),
         limits: Limits {

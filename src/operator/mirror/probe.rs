@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::manifests::AGENT_PORT;
-use crate::mirror::agent_status::AgentStatus;
+use crate::mirror::agent::status::AgentStatus;
 
 /// An agent answers from memory; more than this is a network that drops packets.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -47,7 +47,7 @@ fn read(answer: &[u8]) -> Result<AgentStatus, String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::mirror::agent_status::AgentPhase;
+    use crate::mirror::agent::status::AgentPhase;
 
     use super::*;
 

@@ -18,7 +18,7 @@ use crate::api::condition::{INITIAL_SYNC_COMPLETE, READY, STALLED, VERIFIED};
 use crate::api::mirror::{EtcdMirror, EtcdMirrorStatus, MirrorState};
 use crate::api::reason::Reason;
 use crate::etcd::survey::chain;
-use crate::mirror::agent_status::AgentPhase;
+use crate::mirror::agent::status::AgentPhase;
 use crate::operator::context::{Context, REQUEST_DEADLINE};
 use crate::operator::failure::ReconcileError;
 use crate::operator::metrics::MirrorSample;

@@ -14,7 +14,7 @@ use crate::api::mirror::{
     SwitchStepStatus, VerificationStatus,
 };
 use crate::api::reason::Reason;
-use crate::mirror::agent_status::{
+use crate::mirror::agent::status::{
     AgentPhase, AgentStatus, ProblemReason, Switch, SwitchResult, Verification,
 };
 
@@ -125,7 +125,7 @@ fn numbers(status: &mut EtcdMirrorStatus, agent: &AgentStatus, now: Timestamp) {
         status.switch = Some(switched(switch));
     }
     if !agent.sites.is_empty() {
-        let site = |seen: &crate::mirror::agent_status::SiteSeen| SiteStatus {
+        let site = |seen: &crate::mirror::agent::status::SiteSeen| SiteStatus {
             name: seen.name.clone(),
             cluster_id: seen.cluster_id.clone(),
             reachable: seen.reachable,
@@ -369,9 +369,16 @@ fn initial_sync(before: &EtcdMirrorStatus, picture: &Picture) -> Option<Statemen
             let message = "The target was equal to the source once; what is copied since are changes.";
             Some(say(INITIAL_SYNC_COMPLETE, true, Reason::InitialSyncDone, message.to_owned()))
         }
-        Some(_) => {
+        Some(agent) => {
             let message = "The target has not been equal to the source yet.";
-            Some(say(INITIAL_SYNC_COMPLETE, false, Reason::InitialSync, message.to_owned()))
+            // Before an agent has read its records, what was said before holds.
+            let reads = matches!(
+                agent.phase,
+                AgentPhase::InitialSync | AgentPhase::Streaming | AgentPhase::Resyncing
+            );
+            kept(before, INITIAL_SYNC_COMPLETE)
+                .filter(|_| !reads)
+                .or_else(|| Some(say(INITIAL_SYNC_COMPLETE, false, Reason::InitialSync, message.to_owned())))
         }
         None => kept(before, INITIAL_SYNC_COMPLETE),
     }
@@ -394,7 +401,7 @@ fn reachable(before: &EtcdMirrorStatus, picture: &Picture) -> Vec<Statement> {
             .collect();
     };
     let source = agent.active.as_ref().unwrap_or(&picture.desired.spec.active);
-    let side = |seen: &crate::mirror::agent_status::SiteSeen| {
+    let side = |seen: &crate::mirror::agent::status::SiteSeen| {
         let (type_, bad) = if seen.name == *source {
             (SOURCE_REACHABLE, Reason::SourceUnreachable)
         } else {

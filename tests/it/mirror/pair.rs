@@ -136,6 +136,8 @@ impl Pair {
             resync: false,
             approved,
             mode,
+            ran: false,
+            active: None,
         };
         let keyspace = self.bug.keyspace(&self.config).keyspace().unwrap();
         let ranges = keyspace.spans(Side::Source);
@@ -212,6 +214,7 @@ impl Pair {
                 | Command::ReadTarget(..)
                 | Command::CountTarget
                 | Command::Park
+                | Command::WriteSite(_)
                 | Command::Probe { .. }
                 | Command::ReadSource(..)) => {
                     let agent = &mut self.agents[agent];
@@ -382,11 +385,14 @@ impl Pair {
                 identity: self.source.identity,
                 head: self.source.revision,
                 site: SeenSite::Absent,
+                version: "3.6.16".to_owned(),
             }),
             Command::ReadSource(number, span, limit) => {
                 Event::SourcePage(*number, self.source.range(span, *limit))
             }
-            Command::Watch { .. } | Command::Progress | Command::Stop(_) => unreachable!("not a request"),
+            Command::Watch { .. } | Command::Progress | Command::WriteSite(_) | Command::Stop(_) => {
+                unreachable!("not a request")
+            }
         }
     }
 

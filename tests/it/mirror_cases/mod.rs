@@ -3,7 +3,10 @@
 //! Where nothing hinders it, both sides are recorded, and [`judge`] holds the target's history against the source's at
 //! every revision that carries a checkpoint.
 
+#![expect(clippy::print_stdout, reason = "what a case measured is told with its result")]
+
 mod access;
+mod agent;
 mod incident;
 mod judge;
 mod keys;
@@ -13,6 +16,7 @@ mod restored;
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -41,7 +45,7 @@ struct Ended {
 
 impl Mirror {
     fn start(source: &Side, target: &Side, flags: &[&str]) -> Self {
-        let (log, listen) = (NamedTempFile::new().unwrap(), own_addresses()[0]);
+        let listen = own_addresses()[0];
         let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
         command.args(["mirror", "--source", &source.endpoints(), "--target", &target.endpoints()]);
         for (name, side) in [("source", source), ("target", target)] {
@@ -51,10 +55,24 @@ impl Mirror {
                 }
             }
         }
-        command.args(flags).env("RUST_LOG", "info").stdin(Stdio::null());
+        command.args(flags);
         if !flags.contains(&"--verify") {
             command.args(["--listen", &listen.to_string()]);
         }
+        Self::spawn(command, listen)
+    }
+
+    /// An agent, as in Kubernetes.
+    fn by_file(file: &Path) -> Self {
+        let listen = own_addresses()[0];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command.arg("mirror").arg("--config").arg(file).args(["--listen", &listen.to_string()]);
+        Self::spawn(command, listen)
+    }
+
+    fn spawn(mut command: Command, listen: SocketAddr) -> Self {
+        let log = NamedTempFile::new().unwrap();
+        command.env("RUST_LOG", "info").stdin(Stdio::null());
         command.stdout(log.reopen().unwrap()).stderr(log.reopen().unwrap());
         Self { child: command.spawn().unwrap(), log, listen }
     }
@@ -110,7 +128,7 @@ impl Mirror {
         let name = format!("quorate_mirror_{name} ");
         let mut number = None;
         until(&format!("{name}is known"), async || {
-            let text = self.scrape().await.unwrap_or_default();
+            let text = self.ask("/metrics").await.unwrap_or_default();
             let value = text.lines().find_map(|line| line.strip_prefix(&name));
             number = value.map(|value| value.parse().unwrap());
             number.is_some()
@@ -119,9 +137,9 @@ impl Mirror {
         number.unwrap()
     }
 
-    async fn scrape(&self) -> std::io::Result<String> {
+    async fn ask(&self, path: &str) -> std::io::Result<String> {
         let mut stream = TcpStream::connect(self.listen).await?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
         let mut text = String::new();
         stream.read_to_string(&mut text).await?;
         Ok(text)

@@ -11,7 +11,7 @@ use super::{Mirror, alike, checkpoint, ended, held, level};
 /// What `--resync=` takes, out of what a mirror says.
 fn plan(said: &str) -> String {
     let (_, after) = said.split_once("--resync=").unwrap_or_else(|| panic!("no plan: {said}"));
-    after.chars().take_while(|letter| letter.is_ascii_alphanumeric()).collect()
+    after.chars().take_while(char::is_ascii_alphanumeric).collect()
 }
 
 /// Cases 15 and 16: whatever became of the source, a mirror that finds less there than it has copied stops.

@@ -9,16 +9,16 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Hex digits of a fingerprint.
-const FINGERPRINT_DIGITS: usize = 16;
+/// Bytes of a fingerprint; it is written in hex digits.
+const FINGERPRINT_BYTES: usize = 8;
 
 /// Everything that an agent needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AgentConfig {
     /// Another one for every change that an agent does not take over while it runs: it is started anew. It says so in
-    /// its status, so that nobody takes what an earlier agent did for what this file asks. An agent that finds another
-    /// one in its file than it was started with ends by itself: its Pod was given an old file.
+    /// its status, so that nobody takes what an earlier agent did for what this file asks. Absent: it is reckoned.
+    #[serde(default)]
     pub fingerprint: String,
     /// Namespace of the EtcdMirror, for metrics and logs; empty outside Kubernetes.
     #[serde(default)]
@@ -119,8 +119,6 @@ pub enum LeasePolicy {
     Strip,
     /// They are not copied.
     Skip,
-    /// A lease of the same ID is kept alive in the target.
-    Recreate,
 }
 
 /// How both sides are compared.
@@ -192,12 +190,7 @@ fn digest(config: &AgentConfig) -> String {
     // Structs of strings and numbers: serde_json fails only for maps whose keys are no strings.
     let text = serde_json::to_string(config).unwrap_or_default();
     let hash = Sha256::digest(text.as_bytes());
-    hash.iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect::<String>()
-        .chars()
-        .take(FINGERPRINT_DIGITS)
-        .collect()
+    hash.iter().take(FINGERPRINT_BYTES).fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 #[cfg(test)]
