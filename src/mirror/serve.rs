@@ -6,7 +6,7 @@ use axum::http::{HeaderName, StatusCode};
 use axum::routing::get;
 use tokio::net::TcpListener;
 
-use super::agent::Agent;
+use super::agent::run::Agent;
 use super::agent::status::AgentStatus;
 use super::metrics;
 use super::run::Board;

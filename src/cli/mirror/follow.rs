@@ -12,7 +12,7 @@ use super::arguments::{Follow, Meant};
 use super::stopped;
 use crate::cli::problem::Problem;
 use crate::cli::{Exit, logging, terminal};
-use crate::mirror::agent::{self, Agent};
+use crate::mirror::agent::run::{self as agent, Agent};
 use crate::mirror::machine::View;
 use crate::mirror::resync::Difference;
 use crate::mirror::run::{Board, Ended, Order, Report, Trouble, run};

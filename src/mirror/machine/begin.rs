@@ -163,9 +163,11 @@ impl Machine {
         }
         if let (Some(active), None) = (self.settings.active.clone(), &self.own.site) {
             let key = self.settings.id.key("site");
-            let site = first_site(SiteRole::Follower, source, active);
+            let site = first_site(SiteRole::Follower, source, active).text();
             when.push(Guard::Created(key.clone(), 0));
-            then.push(put(&key, site.text()));
+            then.push(put(&key, site.clone()));
+            // If it is not done, the keys are read again.
+            self.own.site = Some(Stored { value: site, modified: 0 });
         }
         then.push(Node::Get(checkpoint));
         self.stage = Stage::Taking;

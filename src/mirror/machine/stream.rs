@@ -34,10 +34,13 @@ impl Machine {
             return;
         }
         let reached = self.goal.is_some_and(|goal| known >= goal);
-        let far = known - revision >= QUIET_REVISIONS;
-        if known > revision && (far || self.tell_quiet || reached) {
+        let stored = self.stored.as_ref().map_or(revision, |(stored, _)| stored.position.revision());
+        let far = known - stored >= QUIET_REVISIONS;
+        if known > stored && (far || self.tell_quiet || reached) {
             return self.commit(Vec::new(), Position::Stream { revision: known, offset: 0 }, Effect::Moved);
         }
+        // Known, and not worth a write: after a crash it is learned again.
+        self.position = Position::Stream { revision: known.max(revision), offset: 0 };
         if reached && self.settings.mode == Mode::Once {
             self.stop(Stop::Done);
         }

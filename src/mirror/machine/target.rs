@@ -132,7 +132,8 @@ impl Machine {
         self.stats.bytes += flight.size.1 as u64;
         self.stats.deletes += flight.deletes as u64;
         self.tell_quiet = false;
-        if self.waiting.is_empty() {
+        // What came while the transaction was under way is behind its checkpoint, and is still to be told.
+        if self.waiting.is_empty() && self.assembler.known() <= flight.next.position.revision() {
             self.others = false;
         }
         let position = flight.next.position.clone();
