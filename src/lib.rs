@@ -6,7 +6,8 @@
 //! |---|---|---|---|
 //! | [`api`] | the custom resources | serde, kube's derives | a client, etcd |
 //! | [`etcd`] | all we know of etcd | etcd-client | Kubernetes |
-//! | [`operator`] | the Kubernetes side | both | `cli` |
+//! | [`mirror`] | one keyspace in two places | `etcd` | Kubernetes |
+//! | [`operator`] | the Kubernetes side | all of these | `cli` |
 //! | [`cli`] | what was typed → what it means | everything | decisions |
 //!
 //! A file named by a noun is pure; a file named by a verb does I/O.
@@ -14,4 +15,5 @@
 pub mod api;
 pub mod cli;
 pub mod etcd;
+pub mod mirror;
 pub mod operator;

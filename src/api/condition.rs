@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::reason::Reason;
 
-/// Serves with quorum, a leader is known, writes are accepted.
+/// A cluster serves with quorum, a leader is known, writes are accepted; a mirror's target follows its source.
 pub const READY: &str = "Ready";
 /// Every wanted voter is healthy.
 pub const ALL_MEMBERS_HEALTHY: &str = "AllMembersHealthy";
@@ -14,11 +14,23 @@ pub const UP_TO_DATE: &str = "UpToDate";
 pub const QUORUM_SAFE: &str = "QuorumSafe";
 /// All certificates are valid for longer than their renewal time.
 pub const CERTIFICATES_VALID: &str = "CertificatesValid";
+/// The target of a mirror was equal to its source at least once.
+pub const INITIAL_SYNC_COMPLETE: &str = "InitialSyncComplete";
+/// A mirror's lag is within its objective.
+pub const IN_SYNC: &str = "InSync";
+/// The source of a mirror answers with quorum.
+pub const SOURCE_REACHABLE: &str = "SourceReachable";
+/// The target of a mirror answers with quorum.
+pub const TARGET_REACHABLE: &str = "TargetReachable";
+/// Both sides of a mirror were compared and are equal.
+pub const VERIFIED: &str = "Verified";
+/// The source may compact what a mirror still needs (present only while true).
+pub const HISTORY_RISK: &str = "HistoryRisk";
 /// Work is in progress (present only while true).
 pub const RECONCILING: &str = "Reconciling";
 /// No progress without a person (present only while true).
 pub const STALLED: &str = "Stalled";
-/// `spec.paused` (present only while true).
+/// `spec.paused` of a cluster, `spec.state` of a mirror (present only while true).
 pub const PAUSED: &str = "Paused";
 /// Volumes of another EtcdCluster of this name exist (present only while true).
 pub const FOREIGN_VOLUMES: &str = "ForeignVolumes";

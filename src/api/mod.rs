@@ -6,6 +6,8 @@
 pub mod cluster;
 pub mod condition;
 pub mod duration;
+pub mod mirror;
+mod mirror_rules;
 pub mod quantity;
 pub mod reason;
 pub mod replacement;
@@ -13,6 +15,7 @@ mod rules;
 pub mod schema;
 
 pub use cluster::{EtcdCluster, EtcdClusterSpec, EtcdClusterStatus};
+pub use mirror::EtcdMirror;
 pub use replacement::EtcdMemberReplacement;
 
 /// The API group of every kind.

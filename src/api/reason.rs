@@ -135,6 +135,90 @@ pub enum Reason {
     QuorumRegained,
     /// Volumes of an earlier EtcdCluster were taken over.
     VolumesAdopted,
+    /// The agent of a mirror starts.
+    AgentStarting,
+    /// The agent of a mirror does not answer.
+    AgentDown,
+    /// Another agent has taken the target over.
+    AnotherAgent,
+    /// A mirror copies for the first time.
+    InitialSync,
+    /// A mirror has copied everything once.
+    InitialSyncDone,
+    /// A mirror scans both sides and writes differences.
+    Resyncing,
+    /// A mirror has scanned both sides and written differences.
+    Resynced,
+    /// A mirror is further behind than `lagObjective`.
+    LagHigh,
+    /// The source may compact what a mirror still needs.
+    HistoryAtRisk,
+    /// `spec.state` is Stopped.
+    StoppedByUser,
+    /// The sites of a mirror are being switched.
+    Switching,
+    /// Another site of a mirror is active.
+    Switched,
+    /// Both sides of a mirror were never compared.
+    NeverVerified,
+    /// Both sides of a mirror differ.
+    MismatchFound,
+    /// The EtcdCluster of a site does not exist.
+    SiteMissing,
+    /// The EtcdCluster of a site has not formed.
+    SiteNotReady,
+    /// An EtcdCluster of another namespace has not consented.
+    ConsentMissing,
+    /// An object of somebody else has the name of one that is needed.
+    NameTaken,
+    /// Both sides of a mirror are the same cluster.
+    SameCluster,
+    /// Mirrors copy in a circle.
+    MirrorLoop,
+    /// Two mirrors write the same range.
+    ClaimOverlaps,
+    /// Mappings of a mirror cannot be used.
+    MappingInvalid,
+    /// An ignore pattern cannot be used.
+    PatternInvalid,
+    /// `active` names no site.
+    UnknownSite,
+    /// No endpoint of the source answers with quorum.
+    SourceUnreachable,
+    /// No endpoint of the target answers with quorum.
+    TargetUnreachable,
+    /// A certificate between agent and etcd is not accepted.
+    CertificateRefused,
+    /// etcd does not accept user and password.
+    CredentialsRefused,
+    /// etcd does not let the agent do what it must.
+    PermissionDenied,
+    /// The target differs at a first sync.
+    TargetDiffers,
+    /// The source is empty, and the target is not.
+    SourceEmpty,
+    /// The source is another cluster than before.
+    SourceChanged,
+    /// The source is older than it was.
+    SourceRewound,
+    /// Another site is active than the spec says.
+    ActiveMismatch,
+    /// The target does not take a value of this size.
+    ValueTooLarge,
+    /// The database of the target is full.
+    TargetNoSpace,
+    /// The target takes too few operations in a transaction.
+    TooFewOperations,
+    /// The checkpoint cannot be read.
+    CheckpointDamaged,
+    /// A resync would delete more than it may unasked.
+    PruneRefused,
+    /// A switch was asked for without a fence.
+    FenceMissing,
+    /// Writers cannot be stopped as the fence says.
+    FenceRefused,
+    /// Somebody else writes to the mirrored range of the target.
+    ForeignWrites,
 }
 
 impl Reason {
@@ -205,6 +289,48 @@ impl Reason {
         Self::LeaderChanged,
         Self::QuorumRegained,
         Self::VolumesAdopted,
+        Self::AgentStarting,
+        Self::AgentDown,
+        Self::AnotherAgent,
+        Self::InitialSync,
+        Self::InitialSyncDone,
+        Self::Resyncing,
+        Self::Resynced,
+        Self::LagHigh,
+        Self::HistoryAtRisk,
+        Self::StoppedByUser,
+        Self::Switching,
+        Self::Switched,
+        Self::NeverVerified,
+        Self::MismatchFound,
+        Self::SiteMissing,
+        Self::SiteNotReady,
+        Self::ConsentMissing,
+        Self::NameTaken,
+        Self::SameCluster,
+        Self::MirrorLoop,
+        Self::ClaimOverlaps,
+        Self::MappingInvalid,
+        Self::PatternInvalid,
+        Self::UnknownSite,
+        Self::SourceUnreachable,
+        Self::TargetUnreachable,
+        Self::CertificateRefused,
+        Self::CredentialsRefused,
+        Self::PermissionDenied,
+        Self::TargetDiffers,
+        Self::SourceEmpty,
+        Self::SourceChanged,
+        Self::SourceRewound,
+        Self::ActiveMismatch,
+        Self::ValueTooLarge,
+        Self::TargetNoSpace,
+        Self::TooFewOperations,
+        Self::CheckpointDamaged,
+        Self::PruneRefused,
+        Self::FenceMissing,
+        Self::FenceRefused,
+        Self::ForeignWrites,
     ];
 
     /// The reason of that word.
@@ -243,6 +369,15 @@ impl Reason {
                 | R::ReplacementPending
                 | R::RollOutPending
                 | R::Deleting
+                | R::AgentStarting
+                | R::InitialSync
+                | R::InitialSyncDone
+                | R::Resyncing
+                | R::Resynced
+                | R::StoppedByUser
+                | R::Switching
+                | R::Switched
+                | R::NeverVerified
         )
     }
 }

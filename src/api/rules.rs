@@ -113,7 +113,7 @@ const OWNED_FLAGS: &[(&str, &[&str])] = &[
 ];
 
 /// A rule whose message is an expression too, to show the values that were found.
-fn explained(rule: String, message: &str) -> Rule {
+pub(super) fn explained(rule: String, message: &str) -> Rule {
     Rule { message: Some(Message::Expression(message.to_owned())), ..Rule::new(rule) }
 }
 

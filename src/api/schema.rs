@@ -6,12 +6,15 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 use serde_json::json;
 
-use super::{EtcdCluster, EtcdMemberReplacement};
+use super::{EtcdCluster, EtcdMemberReplacement, EtcdMirror};
 
 /// Longest value of a map of strings: etcd's longest flags are lists of ciphers and of origins.
 const LONGEST_VALUE: i64 = 4096;
 /// Most entries of a map whose declaration says nothing else; the apiserver counts a rule's cost by it.
 const MOST_ENTRIES: i64 = 64;
+
+/// Longest prefix of keys: etcd's keys are rarely longer as a whole.
+const LONGEST_PREFIX: i64 = 512;
 
 /// Most resources of a container: CPU, memory, ephemeral storage, huge pages.
 const MOST_AMOUNTS: i64 = 16;
@@ -20,7 +23,7 @@ const LONGEST_AMOUNT: i64 = 32;
 
 /// Every CRD of this project.
 pub fn all_crds() -> Vec<CustomResourceDefinition> {
-    vec![etcd_cluster(), etcd_member_replacement()]
+    vec![etcd_cluster(), etcd_member_replacement(), etcd_mirror()]
 }
 
 /// The root of each version's schema.
@@ -48,18 +51,36 @@ fn etcd_member_replacement() -> CustomResourceDefinition {
     definition
 }
 
+fn etcd_mirror() -> CustomResourceDefinition {
+    let mut definition = EtcdMirror::crd();
+    for root in roots(&mut definition) {
+        unseen_at_first(root);
+        if let Some(resources) = property(root, &["spec", "agent", "resources"]) {
+            bound_resources(resources);
+        }
+        let mapping = property(root, &["spec", "mappings"]).and_then(|mappings| mappings.items.as_mut());
+        if let Some(JSONSchemaPropsOrArray::Schema(mapping)) = mapping
+            && let Some(prefixes) = property(mapping, &["prefixes"])
+            && let Some(JSONSchemaPropsOrBool::Schema(prefix)) = &mut prefixes.additional_properties
+        {
+            prefix.max_length = Some(LONGEST_PREFIX);
+        }
+        for map in [&["metadata", "labels"][..], &["metadata", "annotations"], &["nodeSelector"]] {
+            if let Some(map) = property(root, &[&["spec", "agent", "podTemplate"], map].concat()) {
+                bound_values(map);
+            }
+        }
+        unwrap_paragraphs(root);
+    }
+    definition
+}
+
 fn etcd_cluster() -> CustomResourceDefinition {
     let mut definition = EtcdCluster::crd();
     for root in roots(&mut definition) {
         unseen_at_first(root);
         if let Some(resources) = property(root, &["spec", "resources"]) {
-            // Refers to a part of the Pod that we do not offer.
-            resources.properties.get_or_insert_default().remove("claims");
-            for map in ["requests", "limits"] {
-                if let Some(map) = property(resources, &[map]) {
-                    bound_amounts(map);
-                }
-            }
+            bound_resources(resources);
         }
         if let Some(arguments) = property(root, &["spec", "extraArgs"]) {
             arguments.max_properties = Some(MOST_ENTRIES);
@@ -97,6 +118,16 @@ fn unwrap_paragraphs(schema: &mut JSONSchemaProps) {
 
 fn property<'a>(schema: &'a mut JSONSchemaProps, path: &[&str]) -> Option<&'a mut JSONSchemaProps> {
     path.iter().try_fold(schema, |schema, name| schema.properties.as_mut()?.get_mut(*name))
+}
+
+fn bound_resources(resources: &mut JSONSchemaProps) {
+    // Refers to a part of the Pod that we do not offer.
+    resources.properties.get_or_insert_default().remove("claims");
+    for map in ["requests", "limits"] {
+        if let Some(map) = property(resources, &[map]) {
+            bound_amounts(map);
+        }
+    }
 }
 
 /// The apiserver counts the cost of a rule by the sizes that it may meet.

@@ -6,9 +6,11 @@
 mod connect;
 mod crds;
 mod ctl;
+mod etcdmirror;
 mod explain;
 mod health;
 mod logging;
+mod mirror;
 mod operator;
 mod problem;
 mod replace;
@@ -53,6 +55,9 @@ enum Command {
     Replace(replace::Arguments),
     /// Print the custom resource definitions, for `kubectl apply --server-side -f -`.
     Crds(crds::Arguments),
+    /// Keep a keyspace of one etcd exactly in another, on any host; or see to an EtcdMirror.
+    #[command(after_help = mirror::EXIT_CODES)]
+    Mirror(Box<mirror::Arguments>),
     /// Explain a reason that a condition, an event or `status` shows.
     Explain(explain::Arguments),
     /// Run the operator (inside Kubernetes).
@@ -140,6 +145,7 @@ fn run(arguments: Arguments) -> anyhow::Result<Exit> {
             Command::Health(arguments) => health::execute(arguments).await,
             Command::Replace(arguments) => replace::execute(arguments).await,
             Command::Crds(arguments) => crds::execute(&arguments),
+            Command::Mirror(arguments) => mirror::execute(*arguments).await,
             Command::Explain(arguments) => explain::execute(&arguments),
             Command::Operator(arguments) => operator::execute(arguments).await,
         }

@@ -176,7 +176,7 @@ pub(super) fn listed(list: &etcd_client::MemberListResponse) -> Vec<ListedMember
 }
 
 /// What etcd said, or the way to it. A gRPC status would show its code as prose and its causes as structures.
-pub(super) fn words(error: &etcd_client::Error) -> String {
+pub(crate) fn words(error: &etcd_client::Error) -> String {
     if let etcd_client::Error::GRpcStatus(status) = error {
         return with_causes(status.message().to_owned(), status);
     }

@@ -44,8 +44,8 @@ pub struct Context {
     asked: Mutex<HashMap<(String, Question), jiff::Timestamp>>,
     /// What voters held when they were last compared, by EtcdCluster UID.
     hashes: Mutex<HashMap<String, (Hashes, Starts)>>,
-    /// UIDs by namespace and name, so that what is kept by UID can be forgotten when only a name is left.
-    uids: Mutex<HashMap<(String, String), String>>,
+    /// UIDs by kind, namespace and name, so that what is kept by UID can be forgotten when only a name is left.
+    uids: Mutex<HashMap<(String, String, String), String>>,
 }
 
 /// Reconciles of one EtcdCluster that failed in a row.
@@ -129,9 +129,10 @@ impl Context {
         *known
     }
 
-    /// A cluster is worked on. What is remembered of an earlier one of its name is forgotten.
-    pub fn meet(&self, namespace: &str, name: &str, uid: &str) {
-        let earlier = lock(&self.uids).insert((namespace.to_owned(), name.to_owned()), uid.to_owned());
+    /// An object is worked on. What is remembered of an earlier one of its name is forgotten.
+    pub fn meet(&self, kind: &str, namespace: &str, name: &str, uid: &str) {
+        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
+        let earlier = lock(&self.uids).insert(key, uid.to_owned());
         if let Some(earlier) = earlier.filter(|earlier| earlier != uid) {
             self.forget_uid(&earlier);
         }
@@ -185,7 +186,18 @@ impl Context {
     /// Forgets a cluster that is gone, with its metrics.
     pub fn forget(&self, namespace: &str, name: &str) {
         self.metrics.forget(namespace, name);
-        let uid = lock(&self.uids).remove(&(namespace.to_owned(), name.to_owned()));
+        self.forget_name("EtcdCluster", namespace, name);
+    }
+
+    /// Forgets a mirror that is gone, with its metrics.
+    pub fn forget_mirror(&self, namespace: &str, name: &str) {
+        self.metrics.forget_mirror(namespace, name);
+        self.forget_name("EtcdMirror", namespace, name);
+    }
+
+    fn forget_name(&self, kind: &str, namespace: &str, name: &str) {
+        let key = (kind.to_owned(), namespace.to_owned(), name.to_owned());
+        let uid = lock(&self.uids).remove(&key);
         if let Some(uid) = uid {
             self.forget_uid(&uid);
         }

@@ -4,8 +4,13 @@
 
 pub mod cluster;
 pub mod context;
+pub mod failure;
 pub mod lead;
+pub mod manifest;
 pub mod metrics;
+pub mod mirror;
 pub mod names;
+pub mod read;
 pub mod run;
 pub mod serve;
+pub mod write;

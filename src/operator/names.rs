@@ -50,6 +50,20 @@ pub const ROTATE_AUTHORITY: &str = "quorate.dev/rotate-authority";
 /// Annotation on a Pod: which certificates its Secret holds. A Pod that changes is looked at by its kubelet at once,
 /// which then also renews the mounted files; by itself it does so about once a minute.
 pub const CERTIFICATES: &str = "quorate.dev/certificates";
+/// Label: name of the EtcdMirror.
+pub const MIRROR: &str = "quorate.dev/mirror";
+/// Label: UID of the EtcdMirror.
+pub const MIRROR_UID: &str = "quorate.dev/mirror-uid";
+/// Annotation on an agent's Pod, by its Deployment: what it was started for.
+pub const FINGERPRINT: &str = "quorate.dev/fingerprint";
+/// Annotation on an agent's Pod: which file it should have. A Pod that changes is looked at by its kubelet at once.
+pub const CONFIG: &str = "quorate.dev/config";
+/// Annotation on an EtcdCluster: namespaces, separated by commas, whose EtcdMirrors may use it; `*` stands for all.
+pub const ALLOW_MIRRORS_FROM: &str = "quorate.dev/allow-mirrors-from";
+/// Annotation on an EtcdMirror: a value that is new asks for a comparison of both sides.
+pub const VERIFY: &str = "quorate.dev/verify";
+/// Annotation on an EtcdMirror: a value that is new asks for a scan; the hash of a plan approves that plan.
+pub const RESYNC: &str = "quorate.dev/resync";
 /// Field manager of the operator.
 pub const MANAGER: &str = "quorate";
 
@@ -99,6 +113,21 @@ pub fn member_certificate(member: &str) -> String {
 /// ConfigMap with what an application needs to connect.
 pub fn connection(cluster: &str) -> String {
     format!("{cluster}-connection")
+}
+
+/// Deployment of a mirror's agent, and ConfigMap with its file.
+pub fn agent(mirror: &str) -> String {
+    format!("{mirror}-agent")
+}
+
+/// ConfigMap that names the active site of a mirror.
+pub fn active(mirror: &str) -> String {
+    format!("{mirror}-active")
+}
+
+/// Copy of the client Secret of an EtcdCluster in another namespace: Pods mount those of their own only.
+pub fn site_secret(mirror: &str, site: &str) -> String {
+    format!("{mirror}-agent-{site}")
 }
 
 #[cfg(test)]

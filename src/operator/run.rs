@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, StreamExt};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Pod, Service};
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
@@ -13,17 +14,19 @@ use kube::runtime::controller::{Action, Config as ControllerConfig, Controller, 
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client, Resource, ResourceExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::cluster::reconcile::{ReconcileError, pause_after, publish_mistake, reconcile, reject_orphans};
+use super::cluster::reconcile::{reconcile, reject_orphans};
 use super::context::{Authority, Clock, Context};
+use super::failure::{ReconcileError, pause_after};
 use super::lead::Candidate;
 use super::metrics::{Metrics, ReconcileLabels};
-use super::names;
 use super::serve::serve;
-use crate::api::{EtcdCluster, EtcdMemberReplacement};
+use super::write::publish_mistake;
+use super::{mirror, names};
+use crate::api::{EtcdCluster, EtcdMemberReplacement, EtcdMirror};
 use crate::etcd::change::Dialled;
 use crate::etcd::survey::chain;
 
@@ -123,14 +126,17 @@ async fn stopped(mut stop: watch::Receiver<bool>) {
     }
 }
 
-/// One controller for each namespace that is watched, or one for all.
+/// The controllers of all kinds for each namespace that is watched, or for all.
 async fn controllers(config: &Config, context: &Arc<Context>) {
     let runs: Vec<_> = if config.namespaces.is_empty() {
         vec![Scope::All]
     } else {
         config.namespaces.iter().cloned().map(Scope::One).collect()
     };
-    futures::future::join_all(runs.into_iter().map(|scope| controller(scope, context.clone()))).await;
+    let both = |scope: Scope| {
+        futures::future::join(controller(scope.clone(), context.clone()), mirrors(scope, context.clone()))
+    };
+    futures::future::join_all(runs.into_iter().map(both)).await;
 }
 
 #[derive(Clone)]
@@ -152,6 +158,13 @@ impl Scope {
 }
 
 impl Scope {
+    fn namespace(&self) -> Option<&str> {
+        match self {
+            Self::All => None,
+            Self::One(namespace) => Some(namespace),
+        }
+    }
+
     fn replacements(&self, client: &Client) -> Api<DynamicObject> {
         let resource = ApiResource::erase::<EtcdMemberReplacement>(&());
         match self {
@@ -183,7 +196,11 @@ async fn controller(scope: Scope, context: Arc<Context>) {
         )
         .watches(scope.api::<Seen<ConfigMap>>(client), ours, |config| named(&config));
     clusters
-        .run(measured, |object, error, context| backed_off(&object, error, &context), context.clone())
+        .run(
+            |object, context| measured(object.clone(), context.clone(), reconcile(object, context)),
+            |object, error, context| backed_off(&object, error, &context),
+            context.clone(),
+        )
         .for_each(async |result| match result {
             Ok(_) => {}
             // It was deleted: kube knows it no more, so this is where that is heard of.
@@ -193,6 +210,37 @@ async fn controller(scope: Scope, context: Arc<Context>) {
                 if let Err(error) = reject_orphans(&context, &namespace, &gone.name).await {
                     tracing::warn!(error = %chain(&error), "cannot tell a replacement that its cluster does not exist");
                 }
+            }
+            Err(error) => tracing::warn!(error = %chain(&error), "reconcile ended with an error"),
+        })
+        .await;
+}
+
+/// As [`controller`], of EtcdMirrors. Agents and EtcdClusters are asked every few seconds anyway; what is watched is what
+/// should be answered at once: an edit, and an agent that came or went.
+async fn mirrors(scope: Scope, context: Arc<Context>) {
+    let client = &context.client;
+    let ours = watcher::Config::default().labels(names::MIRROR);
+    let mirrors = Controller::new(scope.api::<Seen<EtcdMirror>>(client), watcher::Config::default())
+        .with_config(ControllerConfig::default().concurrency(CONCURRENCY))
+        .trigger_backoff(WatchPause)
+        .watches(scope.api::<Seen<Pod>>(client), ours.clone(), |pod| mirrored(&pod))
+        .watches(scope.api::<Seen<Deployment>>(client), ours.clone(), |agent| mirrored(&agent))
+        .watches(scope.api::<Seen<ConfigMap>>(client), ours, |config| mirrored(&config));
+    let namespace = scope.namespace().map(str::to_owned);
+    mirrors
+        .run(
+            move |object, context| {
+                let work = mirror::reconcile::reconcile(object.clone(), context.clone(), namespace.clone());
+                measured(object, context, work)
+            },
+            |object, error, context| backed_off(&object, error, &context),
+            context.clone(),
+        )
+        .for_each(async |result| match result {
+            Ok(_) => {}
+            Err(ControllerError::ObjectNotFound(gone)) => {
+                context.forget_mirror(&gone.namespace.unwrap_or_default(), &gone.name);
             }
             Err(error) => tracing::warn!(error = %chain(&error), "reconcile ended with an error"),
         })
@@ -235,15 +283,25 @@ fn named<K: ResourceExt>(child: &K) -> Option<ObjectRef<Seen<EtcdCluster>>> {
     Some(ObjectRef::new(cluster).within(&child.namespace()?))
 }
 
+fn mirrored<K: ResourceExt>(child: &K) -> Option<ObjectRef<Seen<EtcdMirror>>> {
+    let mirror = child.labels().get(names::MIRROR)?;
+    Some(ObjectRef::new(mirror).within(&child.namespace()?))
+}
+
 /// One reconcile: its back-off kept, its time taken, its panic contained.
-async fn measured(object: Arc<Seen<EtcdCluster>>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+async fn measured<K: Resource<DynamicType = ()>>(
+    object: Arc<Seen<K>>,
+    context: Arc<Context>,
+    work: impl Future<Output = Result<Action, ReconcileError>>,
+) -> Result<Action, ReconcileError> {
     let begun = Instant::now();
     let uid = object.uid().unwrap_or_default();
-    context.meet(&object.namespace().unwrap_or_default(), &object.name_any(), &uid);
+    let kind = K::kind(&());
+    context.meet(&kind, &object.namespace().unwrap_or_default(), &object.name_any(), &uid);
     if let Some(left) = context.pause_left(&uid, object.metadata.generation) {
         return Ok(Action::requeue(left));
     }
-    let result = contained(reconcile(object.clone(), context.clone())).await;
+    let result = contained(work).await;
     match &result {
         Ok(_) => context.succeeded(&uid),
         Err(ReconcileError::Panic(what)) => publish_mistake(&context, &*object, what).await,
@@ -251,7 +309,11 @@ async fn measured(object: Arc<Seen<EtcdCluster>>, context: Arc<Context>) -> Resu
     }
     let word = result.as_ref().map_or_else(ReconcileError::word, |_| "success");
     context.metrics.duration.observe(begun.elapsed().as_secs_f64());
-    context.metrics.reconciles.get_or_create(&ReconcileLabels { kind: "EtcdCluster", result: word }).inc();
+    context
+        .metrics
+        .reconciles
+        .get_or_create(&ReconcileLabels { kind: kind.into_owned(), result: word })
+        .inc();
     result
 }
 
@@ -267,7 +329,11 @@ async fn contained(
     })
 }
 
-fn backed_off(object: &Seen<EtcdCluster>, error: &ReconcileError, context: &Context) -> Action {
+fn backed_off<K: Resource<DynamicType = ()>>(
+    object: &Seen<K>,
+    error: &ReconcileError,
+    context: &Context,
+) -> Action {
     let uid = object.uid().unwrap_or_default();
     let pause = pause_after(error, context.failures(&uid), rand::random::<f64>());
     let pause = pause.max(Duration::from_millis(10));

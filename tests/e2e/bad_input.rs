@@ -17,10 +17,11 @@ use crate::support::{Story, eventually, identities, story};
 #[tokio::test]
 async fn the_apiserver_refuses_every_bad_input_with_the_fix() {
     story("bad", async |story| {
-        let resource =
-            ApiResource::from_gvk(&GroupVersionKind::gvk("quorate.dev", "v1alpha1", "EtcdCluster"));
-        let api: Api<DynamicObject> = Api::namespaced_with(story.client.clone(), &story.namespace, &resource);
         for case in files::cases() {
+            let kind = case.documents.last().and_then(|document| document["kind"].as_str()).unwrap();
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("quorate.dev", "v1alpha1", kind));
+            let api: Api<DynamicObject> =
+                Api::namespaced_with(story.client.clone(), &story.namespace, &resource);
             let refusal = refusal(&api, &case.documents).await;
             assert!(
                 refusal.contains(&case.expect),
@@ -38,10 +39,15 @@ async fn refusal(api: &Api<DynamicObject>, documents: &[Value]) -> String {
     let (bad, before) = documents.split_last().expect("a case has a document");
     let parameters = PatchParams::apply("e2e").force();
     for document in before {
-        // Paused, so that nothing is started for a case.
-        let mut paused = document.clone();
-        paused["spec"]["paused"] = true.into();
-        api.patch(name(document), &parameters, &Patch::Apply(&paused))
+        // Nothing is started for a case.
+        let mut idle = document.clone();
+        let (field, value): (&str, Value) = if document["kind"] == "EtcdMirror" {
+            ("state", "Stopped".into())
+        } else {
+            ("paused", true.into())
+        };
+        idle["spec"][field] = value;
+        api.patch(name(document), &parameters, &Patch::Apply(&idle))
             .await
             .expect("what exists before is valid");
     }

@@ -1,6 +1,7 @@
 //! Alerts lead to the manual, and say who is meant.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -59,4 +60,15 @@ fn every_alert_waits_has_a_severity_and_a_sentence_with_what_its_expression_keep
             assert!(kept, "{name}: {label} is not kept by {expression}");
         }
     }
+}
+
+/// With Prometheus' own judge: when alerts of mirrors speak, and when they are silent.
+#[test]
+fn alerts_of_mirrors_speak_and_are_silent_as_promised() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/alerts_of_mirrors.yaml");
+    let output = Command::new("promtool").args(["test", "rules"]).arg(cases).output();
+    let output = output.expect("promtool is in PATH: it is in Debian's package prometheus");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("SUCCESS"), "{said}");
 }

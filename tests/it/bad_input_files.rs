@@ -1,4 +1,4 @@
-//! `tests/it/bad/*.yaml`: EtcdClusters that must be refused, each with the message that refuses it.
+//! `tests/it/bad/*.yaml`: EtcdClusters and EtcdMirrors that must be refused, each with the message that refuses it.
 //!
 //! Separate because two suites read them: `bad_input.rs` offline, the end-to-end suite with a real apiserver.
 //!

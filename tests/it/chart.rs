@@ -258,7 +258,7 @@ fn monitoring_is_made_only_where_its_kinds_exist() {
         let objects = objects(arguments).into_iter().filter(|(_, object)| of_prometheus(object));
         objects.map(|(name, _)| name.replace(" quorate-system ", " ")).collect()
     };
-    let monitors = ["PodMonitor quorate-etcd", "PodMonitor quorate-operator"];
+    let monitors = ["PodMonitor quorate-etcd", "PodMonitor quorate-mirror", "PodMonitor quorate-operator"];
     let rule = ["PrometheusRule quorate"];
     assert!(made(&[]).is_empty());
     assert_eq!(made(&[POD_MONITOR]), monitors);
@@ -296,4 +296,12 @@ fn what_is_scraped_is_there() {
     }
     let ports = pod.pointer("/spec/containers/0/ports").unwrap().as_array().unwrap();
     assert!(ports.iter().any(|port| port["name"] == etcd["podMetricsEndpoints"][0]["port"]));
+
+    let agent = crate::mirror_plan::agent();
+    let mirror = &all["PodMonitor quorate-system quorate-mirror"]["spec"];
+    for (label, value) in mirror["selector"]["matchLabels"].as_object().unwrap() {
+        assert_eq!(agent["metadata"]["labels"][label], *value, "{label}");
+    }
+    let port = agent.pointer("/spec/containers/0/ports/0/name").unwrap();
+    assert_eq!(mirror["podMetricsEndpoints"][0]["port"], *port);
 }

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use kube::core::cel::apply_defaults;
-use quorate::api::{EtcdCluster, EtcdMemberReplacement};
+use quorate::api::{EtcdCluster, EtcdMemberReplacement, EtcdMirror};
 use serde_json::{Value, json};
 
-use crate::offline::{refusals, schema, yaml};
+use crate::offline::{refusals, schema, schema_of, yaml};
 
 fn files() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/examples");
@@ -56,6 +56,27 @@ fn the_replacement_is_one_and_has_no_misspelt_field() {
     unknown("", &object, &serde_json::to_value(&typed).unwrap(), &mut found);
     assert_eq!(found, Vec::<String>::new());
     assert_eq!(typed.spec.member.as_deref(), Some("main-2"));
+}
+
+#[test]
+fn the_mirrors_are_accepted_and_have_no_misspelt_field() {
+    for file in ["mirror.yaml", "mirror-all-fields.yaml"] {
+        let object = yaml(&read(file));
+        assert_eq!(refusals(&object, None), Vec::<String>::new(), "{file}");
+        let typed: EtcdMirror = serde_json::from_value(object.clone()).unwrap();
+        let mut found = Vec::new();
+        unknown("", &object, &serde_json::to_value(&typed).unwrap(), &mut found);
+        assert_eq!(found, Vec::<String>::new(), "{file}");
+    }
+}
+
+#[test]
+fn the_mirror_with_all_fields_has_them_all() {
+    let object = yaml(&read("mirror-all-fields.yaml"));
+    let schema = schema_of("EtcdMirror");
+    let mut missing = Vec::new();
+    absent("spec", schema.pointer("/properties/spec").unwrap(), object.get("spec").unwrap(), &mut missing);
+    assert_eq!(missing, Vec::<String>::new());
 }
 
 #[test]

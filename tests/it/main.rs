@@ -22,6 +22,10 @@ mod gitops;
 #[path = "../e2e/judges.rs"]
 mod judges;
 mod metrics;
+mod mirror;
+mod mirror_cases;
+mod mirror_plan;
+mod mirror_reconcile;
 mod offline;
 mod plan;
 mod rotation;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use expect_test::expect;
-use quorate::operator::metrics::{ClusterSample, Metrics, ReconcileLabels};
+use quorate::operator::metrics::{ClusterSample, Metrics, MirrorSample, ReconcileLabels};
 
 fn sample() -> ClusterSample {
     let condition =
@@ -28,14 +28,67 @@ fn sample() -> ClusterSample {
     }
 }
 
+fn mirror() -> MirrorSample {
+    MirrorSample {
+        up: true,
+        state: "Running",
+        ready: true,
+        lag_revisions: Some(7),
+        lag_seconds: Some(0.5),
+        lag_objective_seconds: Some(60),
+        history_margin: Some(0.75),
+        mismatched_keys: Some(0),
+        conditions: vec![("Ready".to_owned(), "True".to_owned(), "Healthy".to_owned())],
+    }
+}
+
 /// Metrics with a series of everything.
 fn all() -> Metrics {
     let metrics = Metrics::new();
     metrics.leader.set(1);
     metrics.duration.observe(0.2);
-    metrics.reconciles.get_or_create(&ReconcileLabels { kind: "EtcdCluster", result: "success" }).inc();
-    metrics.tell("team", "main", sample());
     metrics
+        .reconciles
+        .get_or_create(&ReconcileLabels { kind: "EtcdCluster".to_owned(), result: "success" })
+        .inc();
+    metrics.tell("team", "main", sample());
+    metrics.tell_mirror("team", "dc", mirror());
+    metrics
+}
+
+/// The series of mirrors, without help and type.
+fn of_mirrors(metrics: &Metrics) -> String {
+    let text = metrics.text().unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("quorate_mirror"));
+    lines.fold(String::new(), |text, line| text + line + "\n")
+}
+
+#[test]
+fn a_mirror_is_told_in_these_series_and_what_nobody_knows_is_absent() {
+    let metrics = all();
+    expect![[r#"
+        quorate_mirror_up{namespace="team",name="dc"} 1
+        quorate_mirror_state{namespace="team",name="dc",state="Running"} 1
+        quorate_mirror_ready{namespace="team",name="dc"} 1
+        quorate_mirror_lag_revisions{namespace="team",name="dc"} 7
+        quorate_mirror_lag_seconds{namespace="team",name="dc"} 0.5
+        quorate_mirror_lag_objective_seconds{namespace="team",name="dc"} 60
+        quorate_mirror_history_margin_ratio{namespace="team",name="dc"} 0.75
+        quorate_mirror_mismatched_keys{namespace="team",name="dc"} 0
+        quorate_mirror_condition{namespace="team",name="dc",type="Ready",status="True",reason="Healthy"} 1
+    "#]]
+    .assert_eq(&of_mirrors(&metrics));
+    let paused = MirrorSample { state: "Paused", lag_objective_seconds: Some(60), ..MirrorSample::default() };
+    metrics.tell_mirror("team", "dc", paused);
+    expect![[r#"
+        quorate_mirror_up{namespace="team",name="dc"} 0
+        quorate_mirror_state{namespace="team",name="dc",state="Paused"} 1
+        quorate_mirror_ready{namespace="team",name="dc"} 0
+        quorate_mirror_lag_objective_seconds{namespace="team",name="dc"} 60
+    "#]]
+    .assert_eq(&of_mirrors(&metrics));
+    metrics.forget_mirror("team", "dc");
+    assert_eq!(of_mirrors(&metrics), "");
 }
 
 /// The series of clusters, without help and type.

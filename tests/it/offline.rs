@@ -6,13 +6,21 @@ use serde_json::Value;
 
 /// The schema of EtcdCluster as it is installed.
 pub(crate) fn schema() -> Value {
-    let definition = serde_json::to_value(all_crds().into_iter().next().unwrap()).unwrap();
+    schema_of("EtcdCluster")
+}
+
+/// The schema of a kind as it is installed.
+pub(crate) fn schema_of(kind: &str) -> Value {
+    let definition = all_crds().into_iter().find(|definition| definition.spec.names.kind == kind);
+    let definition =
+        serde_json::to_value(definition.unwrap_or_else(|| panic!("there is no {kind}"))).unwrap();
     definition.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap().clone()
 }
 
 /// Messages that refuse `object`, or the change from `old` to it; none if it is accepted.
 pub(crate) fn refusals(object: &Value, old: Option<&Value>) -> Vec<String> {
-    match Validator::new().validate(&schema(), object, old) {
+    let schema = schema_of(object["kind"].as_str().unwrap());
+    match Validator::new().validate(&schema, object, old) {
         Ok(()) => Vec::new(),
         Err(errors) => errors.into_vec().into_iter().map(|error| error.message).collect(),
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::credentials::{LeafState, SecretState};
 use super::desired::Desired;
-use super::issue::{IssueError, change_authority, issue_authority, issue_leaf};
+use super::issue::{change_authority, issue_authority, issue_leaf};
 use super::manifests::metadata;
 use super::observed::Observed;
 use super::plan::{Change, Ensure, Finding, Plan, Premise, Step, Told, Unlisted};
@@ -20,8 +20,9 @@ use crate::etcd::MemberId;
 use crate::etcd::authorize;
 use crate::etcd::membership::{Call, ChangeError, Roll};
 use crate::etcd::survey::{Answer, ListedMember, Silence, chain};
-use crate::operator::context::{Context, NoAuthority, REQUEST_DEADLINE};
+use crate::operator::context::Context;
 use crate::operator::names;
+use crate::operator::write::{ApplyError, write};
 
 /// What was done, for events.
 #[derive(Debug, Default)]
@@ -32,49 +33,6 @@ pub struct Applied {
     pub notes: Vec<(Reason, String)>,
     /// What etcd did not let happen.
     pub refused: Option<Finding>,
-}
-
-/// A write failed. Writes before it stand; each can be repeated.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The lease is lost.
-    #[error("not written")]
-    NoAuthority(#[from] NoAuthority),
-    /// The apiserver refused.
-    #[error("cannot {verb} {what}")]
-    Refused {
-        /// What was tried.
-        verb: &'static str,
-        /// On which object.
-        what: String,
-        /// Why.
-        source: kube::Error,
-    },
-    /// The apiserver did not answer: whether it was done is unknown.
-    #[error("no answer within {}s when trying to {verb} {what}", REQUEST_DEADLINE.as_secs())]
-    Deadline {
-        /// What was tried.
-        verb: &'static str,
-        /// On which object.
-        what: String,
-    },
-    /// A certificate could not be made.
-    #[error("no certificate")]
-    Issue(#[from] IssueError),
-}
-
-impl ApplyError {
-    /// Whether somebody else was faster: look again at once.
-    pub fn is_conflict(&self) -> bool {
-        matches!(self, Self::Refused { source: kube::Error::Api(status), .. } if status.code == 409)
-    }
-
-    /// Whether the namespace is being deleted: nothing can be made in it, and the EtcdCluster goes with it.
-    pub fn namespace_ends(&self) -> bool {
-        let Self::Refused { source: kube::Error::Api(status), .. } = self else { return false };
-        let causes = status.details.iter().flat_map(|details| &details.causes);
-        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
-    }
 }
 
 /// Does what the plan says, in its order.
@@ -447,19 +405,4 @@ async fn delete(
 
 fn name_of(manifest: &Value) -> String {
     manifest.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default().to_owned()
-}
-
-/// The one gate through which every write goes.
-pub(super) async fn write<T>(
-    context: &Context,
-    verb: &'static str,
-    what: String,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, ApplyError> {
-    context.authority.check()?;
-    match tokio::time::timeout(REQUEST_DEADLINE, request).await {
-        Err(_) => Err(ApplyError::Deadline { verb, what }),
-        Ok(Err(source)) => Err(ApplyError::Refused { verb, what, source }),
-        Ok(Ok(done)) => Ok(done),
-    }
 }

@@ -9,7 +9,6 @@ use kube::Api;
 use super::credentials::{self, Credentials, LeafKind, LeafState, SecretState};
 use super::desired::Desired;
 use super::issue::issue_old_client;
-use super::observe::{ObserveError, read};
 use super::observed::{Record, Volume};
 use super::rotation::{Presented, Stage};
 use crate::api::cluster::EtcdClusterStatus;
@@ -19,6 +18,7 @@ use crate::etcd::probe::{Handshake, probe};
 use crate::etcd::survey::chain;
 use crate::operator::context::{Context, Question};
 use crate::operator::names;
+use crate::operator::read::{ObserveError, read};
 
 /// Auth that is as it should be is asked for this often: somebody may have changed it by hand.
 const AUTH_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_mins(5);

@@ -13,6 +13,7 @@ use super::desired::Desired;
 use super::rotation::Change;
 use crate::etcd::connect::ClientIdentity;
 use crate::operator::names;
+use crate::operator::write::ApplyError;
 
 /// A certificate could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,12 @@ pub enum IssueError {
     /// The authority cannot be read.
     #[error("the authority {0}")]
     Signer(String),
+}
+
+impl From<IssueError> for ApplyError {
+    fn from(error: IssueError) -> Self {
+        Self::Issue(Box::new(error))
+    }
 }
 
 /// New authorities, as the fields of their Secret.

@@ -23,27 +23,9 @@ use crate::etcd::connect::Address;
 use crate::etcd::flags::CLIENT_PORT;
 use crate::etcd::hash::Hashes;
 use crate::etcd::survey::{Alarm, Answer, Survey};
-use crate::operator::context::{Context, Question, REQUEST_DEADLINE, Starts};
+use crate::operator::context::{Context, Question, Starts};
 use crate::operator::names;
-
-/// Kubernetes could not be read: nothing is known, so nothing is done.
-#[derive(Debug, thiserror::Error)]
-pub enum ObserveError {
-    /// A request failed.
-    #[error("cannot read {what}")]
-    Read {
-        /// What was asked for.
-        what: String,
-        /// Why.
-        source: kube::Error,
-    },
-    /// A request took too long.
-    #[error("no answer within {}s when reading {what}", REQUEST_DEADLINE.as_secs())]
-    Deadline {
-        /// What was asked for.
-        what: String,
-    },
-}
+use crate::operator::read::{ObserveError, read};
 
 /// What members hold is compared so often.
 const HASHES_PAUSE: jiff::SignedDuration = jiff::SignedDuration::from_hours(1);
@@ -168,17 +150,6 @@ async fn missing_classes(context: &Context, requests: &[Request]) -> Result<BTre
         }
     }
     Ok(missing)
-}
-
-pub(super) async fn read<T>(
-    what: &str,
-    request: impl Future<Output = kube::Result<T>>,
-) -> Result<T, ObserveError> {
-    match tokio::time::timeout(REQUEST_DEADLINE, request).await {
-        Err(_) => Err(ObserveError::Deadline { what: what.to_owned() }),
-        Ok(Err(source)) => Err(ObserveError::Read { what: what.to_owned(), source }),
-        Ok(Ok(found)) => Ok(found),
-    }
 }
 
 async fn pods(context: &Context, desired: &Desired) -> Result<BTreeMap<String, MemberPod>, ObserveError> {

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::controller::Action;
-use kube::runtime::events::{Event, EventType};
 use kube::{Api, Resource, ResourceExt};
 use serde_json::{Value, json};
 
-use super::apply::{ApplyError, apply, tell, write};
+use super::apply::{apply, tell};
 use super::credentials::LeafState;
 use super::desired::Desired;
-use super::observe::{ObserveError, observe, requests};
+use super::observe::{observe, requests};
 use super::observed::{MemberPod, Observed, Request};
 use super::plan::replacement::without_cluster;
 use super::plan::{Finding, Plan, Told};
@@ -23,8 +22,10 @@ use crate::api::condition::{READY, STALLED};
 use crate::api::reason::Reason;
 use crate::etcd::survey::chain;
 use crate::operator::context::{Context, REQUEST_DEADLINE};
+use crate::operator::failure::ReconcileError;
 use crate::operator::metrics::ClusterSample;
 use crate::operator::names;
+use crate::operator::write::{ApplyError, Notes, publish, refusal, write};
 
 /// A first start takes five passes; more than this many in a row means that two writers fight.
 const PASSES: usize = 12;
@@ -36,51 +37,6 @@ const BUSY: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(250);
 /// After this it does more than start.
 const STARTING: jiff::SignedDuration = jiff::SignedDuration::from_secs(15);
-/// First and longest pause after an error.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
-/// Why a reconcile ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
-    /// The EtcdCluster could not be read.
-    #[error("cannot read the EtcdCluster")]
-    Get(#[source] kube::Error),
-    /// It could not be read in time.
-    #[error("no answer within {}s when reading the EtcdCluster", REQUEST_DEADLINE.as_secs())]
-    Deadline,
-    /// Kubernetes could not be read.
-    #[error("cannot look")]
-    Observe(#[from] ObserveError),
-    /// A write failed.
-    #[error("cannot act")]
-    Apply(#[from] ApplyError),
-    /// A mistake of ours.
-    #[error("a mistake in the operator: {0}")]
-    Panic(String),
-}
-
-impl ReconcileError {
-    /// The word in the metric.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Self::Get(_) => "get",
-            Self::Deadline => "deadline",
-            Self::Observe(_) => "observe",
-            Self::Apply(error) if error.is_conflict() => "conflict",
-            Self::Apply(_) => "apply",
-            Self::Panic(_) => "panic",
-        }
-    }
-
-    /// Whether something was written that wakes this very reconcile again: a status that tells of the refusal, the
-    /// part of a plan that was not refused. Without a pause that holds, it would be tried again at once, for ever.
-    pub fn wakes_itself(&self) -> bool {
-        match self {
-            Self::Get(_) | Self::Deadline | Self::Observe(_) => false,
-            Self::Apply(_) | Self::Panic(_) => true,
-        }
-    }
-}
 
 enum Pass {
     Again,
@@ -256,16 +212,6 @@ async fn write_status(
     Ok(())
 }
 
-/// What the apiserver said, without the rest of its answer.
-fn refusal(error: &ApplyError) -> String {
-    if let ApplyError::Refused { source: kube::Error::Api(status), .. } = error {
-        return format!("{error}: {}", status.message);
-    }
-    chain(error)
-}
-
-type Notes = Vec<(Reason, String)>;
-
 fn plan_notes(before: &EtcdClusterStatus, plan: &Plan) -> Notes {
     let mut notes: Notes =
         plan.findings.iter().map(|finding| (finding.reason, finding.message.clone())).collect();
@@ -308,28 +254,6 @@ fn transitions(before: &EtcdClusterStatus, after: &EtcdClusterStatus) -> Notes {
         ));
     }
     notes
-}
-
-/// Events are for people: one that cannot be published is logged, and nothing else suffers.
-async fn publish<K>(context: &Context, object: &K, notes: Notes)
-where
-    K: Resource<DynamicType = ()>,
-{
-    for (reason, note) in notes {
-        tracing::info!(%reason, note, "event");
-        let event = Event {
-            type_: if reason.is_good_news() { EventType::Normal } else { EventType::Warning },
-            reason: reason.to_string(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Reconcile".to_owned(),
-            secondary: None,
-        };
-        let reference = object.object_ref(&());
-        let request = context.recorder.publish(&event, &reference);
-        if let Err(error) = write(context, "publish an event of", object.name_any(), request).await {
-            tracing::warn!(error = %chain(&error), "cannot publish an event");
-        }
-    }
 }
 
 /// Tells the metrics. Without a usable spec, what it alone would say is absent.
@@ -375,54 +299,4 @@ fn certificate_ends(desired: &Desired, observed: &Observed) -> BTreeMap<&'static
         *first = end.as_second().min(*first);
     }
     ends
-}
-
-/// Tells of a mistake of ours in an event: the operator's log is not where a cluster's owner looks.
-pub async fn publish_mistake<K>(context: &Context, object: &K, what: &str)
-where
-    K: Resource<DynamicType = ()>,
-{
-    let note = format!(
-        "The operator made a mistake while it worked on this EtcdCluster: {what}. The members stay as they are and it is tried again. Please report it with the operator's log."
-    );
-    publish(context, object, vec![(Reason::InvariantViolated, note)]).await;
-}
-
-/// After an error: at once for a lost race, else later and later, never all at the same moment.
-pub fn pause_after(error: &ReconcileError, failures: u32, jitter: f64) -> Duration {
-    let (first, longest) = BACK_OFF;
-    let failures = match error {
-        ReconcileError::Apply(error) if error.is_conflict() => return Duration::ZERO,
-        // What went wrong by itself once, with nothing from outside, goes wrong again.
-        ReconcileError::Panic(_) => u32::MAX,
-        ReconcileError::Get(_)
-        | ReconcileError::Deadline
-        | ReconcileError::Observe(_)
-        | ReconcileError::Apply(_) => failures,
-    };
-    first.saturating_mul(1 << failures.min(10)).min(longest).mul_f64(0.5 + jitter / 2.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn back_off_grows_to_its_limit_and_is_never_the_same_for_all() {
-        let error = ReconcileError::Deadline;
-        let shortest = |failures| pause_after(&error, failures, 0.0).as_secs_f64();
-        let longest = |failures| pause_after(&error, failures, 1.0).as_secs_f64();
-        let pauses: Vec<f64> = (0..8).map(longest).collect();
-        assert_eq!(pauses, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]);
-        for failures in [0, 3, 7, 100, u32::MAX] {
-            assert!((longest(failures) - 2.0 * shortest(failures)).abs() < 1e-9);
-        }
-        assert!((longest(u32::MAX) - 30.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn a_mistake_of_ours_is_not_made_again_soon() {
-        let error = ReconcileError::Panic("index out of bounds".to_owned());
-        assert_eq!(pause_after(&error, 0, 1.0), BACK_OFF.1);
-    }
 }

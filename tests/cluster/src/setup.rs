@@ -22,6 +22,8 @@ const PACKAGES: &[(&str, &[&str])] = &[
     ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip", "/bin/ip"]),
     ("procps", &["/usr/sbin/sysctl", "/sbin/sysctl"]),
     ("util-linux", &["/usr/bin/nsenter"]),
+    // promtool, which proves the alerts.
+    ("prometheus", &["/usr/bin/promtool", "/usr/local/bin/promtool"]),
     ("busybox-static", &["/bin/busybox", "/usr/bin/busybox"]),
     ("ca-certificates", &["/etc/ssl/certs/ca-certificates.crt"]),
 ];

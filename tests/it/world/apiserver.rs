@@ -34,7 +34,7 @@ pub(crate) struct Request {
 /// HTTP status and body.
 pub(crate) type Answer = (u16, Value);
 
-const KINDS: [(&str, &str, &str); 12] = [
+const KINDS: [(&str, &str, &str); 14] = [
     ("pods", "Pod", "v1"),
     ("persistentvolumeclaims", "PersistentVolumeClaim", "v1"),
     ("services", "Service", "v1"),
@@ -46,6 +46,8 @@ const KINDS: [(&str, &str, &str); 12] = [
     ("events", "Event", "events.k8s.io/v1"),
     ("etcdclusters", "EtcdCluster", "quorate.dev/v1alpha1"),
     ("etcdmemberreplacements", "EtcdMemberReplacement", "quorate.dev/v1alpha1"),
+    ("etcdmirrors", "EtcdMirror", "quorate.dev/v1alpha1"),
+    ("deployments", "Deployment", "apps/v1"),
     ("leases", "Lease", "coordination.k8s.io/v1"),
 ];
 

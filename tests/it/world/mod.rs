@@ -13,9 +13,9 @@
 //!
 //! Time is the world's own: nothing here waits.
 
-mod apiserver;
+pub(crate) mod apiserver;
 mod bugs;
-mod conformance;
+pub(crate) mod conformance;
 mod etcd;
 mod invariants;
 mod kubelet;

@@ -7,6 +7,7 @@ pub mod volume;
 use serde_json::{Value, json};
 
 use super::desired::Desired;
+pub use crate::operator::manifest::says_all;
 use crate::operator::names;
 
 /// Labels of every child. Not among them: `app.kubernetes.io/instance`, by which Argo CD may track what is its own. A
@@ -41,36 +42,4 @@ pub fn metadata(desired: &Desired, name: &str) -> Value {
         "labels": labels(desired),
         "ownerReferences": owner(desired),
     })
-}
-
-/// Whether `observed` already says all that `wanted` says. What `wanted` is silent on (defaults, other people's
-/// fields) does not matter. Lists are compared item by item.
-pub fn says_all(wanted: &Value, observed: &Value) -> bool {
-    match (wanted, observed) {
-        (Value::Object(wanted), Value::Object(observed)) => {
-            wanted.iter().all(|(key, value)| observed.get(key).is_some_and(|found| says_all(value, found)))
-        }
-        (Value::Array(wanted), Value::Array(observed)) => {
-            wanted.len() == observed.len()
-                && wanted.iter().zip(observed).all(|(left, right)| says_all(left, right))
-        }
-        (wanted, observed) => wanted == observed,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn defaults_of_the_apiserver_are_no_difference_but_a_changed_value_is() {
-        let wanted = json!({"spec": {"ports": [{"port": 1}]}});
-        assert!(says_all(
-            &wanted,
-            &json!({"spec": {"ports": [{"port": 1, "protocol": "TCP"}], "type": "ClusterIP"}})
-        ));
-        assert!(!says_all(&wanted, &json!({"spec": {"ports": [{"port": 2}]}})));
-        assert!(!says_all(&wanted, &json!({"spec": {"ports": [{"port": 1}, {"port": 2}]}})));
-        assert!(!says_all(&wanted, &json!({})));
-    }
 }

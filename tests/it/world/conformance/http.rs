@@ -30,7 +30,7 @@ pub(super) fn post(
 }
 
 /// Reads a page; `None`: nothing answers here.
-pub(super) fn get(address: SocketAddr, path: &str) -> Option<String> {
+pub(crate) fn get(address: SocketAddr, path: &str) -> Option<String> {
     let answer = exchange(address, &format!("GET {path} HTTP/1.1\r\nHost: etcd\r\n\r\n"), PAGE_DEADLINE);
     answer.ok().filter(|(status, _)| *status == 200).map(|(_, text)| text)
 }

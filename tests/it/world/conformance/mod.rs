@@ -1,9 +1,9 @@
 //! The same sequences against the rule-level etcd and against real processes of every minor: `sequences.txt` holds
 //! each step with its answer, and both must give exactly that.
 
-mod http;
+pub(crate) mod http;
 mod modelled;
-mod real;
+pub(crate) mod real;
 
 use std::collections::BTreeMap;
 use std::path::Path;

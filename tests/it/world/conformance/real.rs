@@ -23,7 +23,7 @@ use super::{Call, PATIENCE, Reply, Row, STUCK, Subject, TOKEN, minor_text};
 use crate::world::etcd::Millis;
 
 /// The folder with `etcd-3.5/etcd`, `etcd-3.6/etcd` and `etcd-3.7/etcd`.
-pub(super) fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     let Some(folder) = env::var_os("QUORATE_BIN") else {
         panic!(
             "QUORATE_BIN is not set: run `export QUORATE_BIN=$(cargo cluster programs)`, then this test again"
@@ -324,7 +324,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Client and peer address of a new member.
-fn own_addresses() -> (SocketAddr, SocketAddr) {
+pub(crate) fn own_addresses() -> (SocketAddr, SocketAddr) {
     static USED: AtomicU32 = AtomicU32::new(0);
     let used = USED.fetch_add(1, Ordering::Relaxed);
     let octet = |number: u32| u8::try_from(number % 250 + 2).unwrap();

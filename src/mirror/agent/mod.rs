@@ -1,0 +1,11 @@
+//! An agent: a mirror between two sites by a file, which says at `/status` how it is.
+//!
+//! Separate from the engine because a file may change under it: whatever changes, the engine is begun anew by the new
+//! file, and goes on from the checkpoint in the target. A file that cannot be carried out is a problem that `/status`
+//! tells, not an end, so whoever wrote it sees why.
+
+pub mod config;
+pub mod order;
+pub mod run;
+pub mod status;
+pub mod tell;

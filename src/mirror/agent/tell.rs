@@ -1,0 +1,303 @@
+//! What an agent says of itself: the engine's report in the words of [`AgentStatus`]. Pure: the time is an argument.
+
+use std::time::{Duration, Instant};
+
+use super::config::{AgentConfig, RunState};
+use super::order::sites;
+use super::status::{
+    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Verification, WaitingPlan,
+};
+use crate::mirror::checkpoint::SiteRole;
+use crate::mirror::machine::View;
+use crate::mirror::resync::Counts;
+use crate::mirror::run::{Report, Trouble};
+use crate::mirror::stop::Stop;
+
+/// So long a side may be silent before it is a problem: a leader is elected, a member is restarted.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is known beside the engine's report.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Why the file cannot be carried out.
+    pub problem: Option<Problem>,
+    /// What of the file is not carried out, while the rest is.
+    pub notice: Option<Problem>,
+    /// The site that is copied from, where etcd's records name another one than the file.
+    pub recorded: Option<String>,
+    /// The last comparison of both sides.
+    pub verification: Option<Verification>,
+    /// The target was equal to the source once.
+    pub synced: bool,
+}
+
+impl Known {
+    /// The file as it is carried out: from the site that etcd's records call active.
+    pub fn carried_out(&self, config: &AgentConfig) -> AgentConfig {
+        let active = self.recorded.clone().unwrap_or_else(|| config.active.clone());
+        AgentConfig { active, ..config.clone() }
+    }
+}
+
+/// The whole status.
+pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant) -> AgentStatus {
+    let config = &known.carried_out(config);
+    let problem = known.problem.clone().or_else(|| standing(config, report, now));
+    let mut status = AgentStatus {
+        fingerprint: config.fingerprint.clone(),
+        phase: phase(config, report, problem.is_some()),
+        problem: problem.or_else(|| known.notice.clone()),
+        initial_sync_done: known.synced,
+        verification: known.verification.clone(),
+        plan: report.stopped.as_ref().and_then(plan),
+        sites: seen(config, report),
+        keys: known.verification.as_ref().map(|verification| verification.keys),
+        ..AgentStatus::default()
+    };
+    if let Some(view) = &report.view {
+        numbers(&mut status, config, report, view);
+    }
+    status
+}
+
+fn phase(config: &AgentConfig, report: &Report, problem: bool) -> AgentPhase {
+    if config.state == RunState::Paused {
+        return AgentPhase::Paused;
+    }
+    if problem {
+        return AgentPhase::Stopped;
+    }
+    match report.view.as_ref().map_or("", |view| view.phase) {
+        "first" => AgentPhase::InitialSync,
+        "resync" => AgentPhase::Resyncing,
+        "stream" => AgentPhase::Streaming,
+        _ => AgentPhase::Starting,
+    }
+}
+
+fn numbers(status: &mut AgentStatus, config: &AgentConfig, report: &Report, view: &View) {
+    let some = |revision: i64| (revision > 0).then_some(revision);
+    status.checkpoint_revision = some(view.revision);
+    status.source_revision = some(view.head);
+    status.lag_revisions = some(view.revision).map(|revision| (view.head - revision).max(0));
+    status.lag_seconds = Some(report.lag_seconds);
+    let Counts { equal, missing, differing, .. } = view.counts;
+    let done = equal + missing + differing;
+    if matches!(view.phase, "first" | "resync") {
+        status.scan = report.source_keys.map(|total| Scan { done, total: total.max(done) });
+    }
+    status.counters = Counters {
+        puts: view.stats.operations.saturating_sub(view.stats.deletes),
+        deletes: view.stats.deletes,
+        ignored: view.stats.ignored,
+        bytes: view.stats.bytes,
+        resyncs: view.stats.scans,
+        foreign_writes: 0,
+    };
+    if let (Some(site), Ok((source, target))) = (&view.site, sites(config)) {
+        status.term = Some(site.term);
+        let active = if site.role == SiteRole::Active { target } else { source };
+        status.active = Some(active.name.clone());
+    }
+}
+
+/// Both sides, in the order of the file.
+fn seen(config: &AgentConfig, report: &Report) -> Vec<SiteSeen> {
+    let (here, there) = report.view.as_ref().map_or((None, None), |view| view.clusters);
+    let site = |name: &String| {
+        let is_source = *name == config.active;
+        let (cluster, trouble) =
+            if is_source { (here, &report.source_problem) } else { (there, &report.target_problem) };
+        SiteSeen {
+            name: name.clone(),
+            cluster_id: cluster.map(|id| id.to_string()),
+            reachable: cluster.is_some() && trouble.is_none(),
+            message: trouble.as_ref().map(|trouble| trouble.text.clone()),
+        }
+    };
+    config.sites.iter().map(|each| site(&each.name)).collect()
+}
+
+/// Why it cannot go on.
+fn standing(config: &AgentConfig, report: &Report, now: Instant) -> Option<Problem> {
+    if config.state == RunState::Paused {
+        return None;
+    }
+    if let Some(stop) = &report.stopped {
+        return Some(Problem { reason: reason(stop), message: sentence(config, stop) });
+    }
+    let lasting = |trouble: &Option<Trouble>, unreachable| {
+        let trouble = trouble.as_ref().filter(|trouble| now.duration_since(trouble.since) >= PATIENCE)?;
+        Some(Problem { reason: refused(&trouble.text).unwrap_or(unreachable), message: trouble.text.clone() })
+    };
+    lasting(&report.source_problem, ProblemReason::SourceUnreachable)
+        .or_else(|| lasting(&report.target_problem, ProblemReason::TargetUnreachable))
+}
+
+/// What etcd, or TLS, says when it is there and does not want us.
+fn refused(text: &str) -> Option<ProblemReason> {
+    const TABLE: [(&str, ProblemReason); 6] = [
+        ("database space exceeded", ProblemReason::TargetNoSpace),
+        ("permission denied", ProblemReason::PermissionDenied),
+        ("authentication failed", ProblemReason::CredentialsRefused),
+        ("user name is empty", ProblemReason::CredentialsRefused),
+        ("invalid auth token", ProblemReason::CredentialsRefused),
+        ("certificate", ProblemReason::CertificateRefused),
+    ];
+    TABLE.iter().find(|(words, _)| text.contains(words)).map(|(_, reason)| *reason)
+}
+
+/// The engine's word in the API's.
+pub fn reason(stop: &Stop) -> ProblemReason {
+    match stop {
+        Stop::Fenced | Stop::Done | Stop::Counted { .. } => ProblemReason::AnotherAgent,
+        Stop::Promoted | Stop::Site(_) => ProblemReason::ActiveMismatch,
+        Stop::SameCluster(_) => ProblemReason::SameCluster,
+        Stop::Claimed { .. } => ProblemReason::ClaimOverlaps,
+        Stop::Unreadable { .. } | Stop::CheckpointLost | Stop::CheckpointChanged => {
+            ProblemReason::CheckpointDamaged
+        }
+        Stop::TargetDiffers(_) => ProblemReason::TargetDiffers,
+        Stop::SourceChanged { .. } => ProblemReason::SourceChanged,
+        Stop::SourceRewound { .. } => ProblemReason::SourceRewound,
+        Stop::PruneGuard { .. } => ProblemReason::PruneRefused,
+        Stop::ValueTooLarge { .. } => ProblemReason::ValueTooLarge,
+        Stop::Nameless(_) => ProblemReason::MappingInvalid,
+        Stop::TooFewOperations => ProblemReason::TooFewOperations,
+    }
+}
+
+/// What was seen and what to do, in the words of a file: the engine's own sentences speak of flags.
+fn sentence(config: &AgentConfig, stop: &Stop) -> String {
+    let follows = config.sites.iter().find(|site| site.name != config.active);
+    let follows = follows.map_or("", |site| site.name.as_str());
+    match stop {
+        Stop::TargetDiffers(Counts { missing, differing, extra, .. }) => format!(
+            "{follows} has keys of its own: {differing} differ from {}, {extra} are not there ({missing} are missing). \
+             Nothing of them was changed. Look whether active names the right site; then permit it with initialSync: \
+             Overwrite (for those that differ) and prune: true (for those that {} lacks).",
+            config.active, config.active
+        ),
+        Stop::Site(why) => format!(
+            "{why}. The file says that {} is active; what etcd's own records say counts. Nothing is copied.",
+            config.active
+        ),
+        Stop::Promoted => format!(
+            "{follows} was promoted: it is written to directly, and nothing is copied into it. The file says that {} is \
+             active.",
+            config.active
+        ),
+        Stop::SourceChanged { .. } | Stop::SourceRewound { .. } | Stop::PruneGuard { .. } => {
+            let text = stop.to_string();
+            let text =
+                text.split("; if that is meant").next().and_then(|text| text.split("; then permit").next());
+            format!(
+                "{}. If that is meant: kubectl quorate mirror resync --approve with the hash of status.plan.",
+                text.unwrap_or_default()
+            )
+        }
+        Stop::Done
+        | Stop::Counted { .. }
+        | Stop::Fenced
+        | Stop::SameCluster(_)
+        | Stop::Claimed { .. }
+        | Stop::Unreadable { .. }
+        | Stop::CheckpointLost
+        | Stop::CheckpointChanged
+        | Stop::ValueTooLarge { .. }
+        | Stop::Nameless(_)
+        | Stop::TooFewOperations => stop.to_string(),
+    }
+}
+
+fn plan(stop: &Stop) -> Option<WaitingPlan> {
+    match stop {
+        Stop::SourceChanged { counts, plan, .. }
+        | Stop::SourceRewound { counts, plan, .. }
+        | Stop::PruneGuard { counts, plan, .. } => Some(WaitingPlan {
+            hash: plan.clone(),
+            adds: counts.missing,
+            overwrites: counts.differing,
+            deletes: counts.extra,
+        }),
+        Stop::Done
+        | Stop::Counted { .. }
+        | Stop::Fenced
+        | Stop::Promoted
+        | Stop::Site(_)
+        | Stop::SameCluster(_)
+        | Stop::Claimed { .. }
+        | Stop::Unreadable { .. }
+        | Stop::CheckpointLost
+        | Stop::CheckpointChanged
+        | Stop::TargetDiffers(_)
+        | Stop::ValueTooLarge { .. }
+        | Stop::Nameless(_)
+        | Stop::TooFewOperations => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::etcd::ClusterId;
+
+    fn config() -> AgentConfig {
+        let text = r#"{"fingerprint": "f", "id": "default", "active": "a", "sites": [
+            {"name": "a", "endpoints": ["http://a:1"]}, {"name": "b", "endpoints": ["http://b:1"]}]}"#;
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn said(report: &Report, now: Instant) -> (AgentPhase, Option<ProblemReason>) {
+        let status = status(&config(), report, &Known::default(), now);
+        (status.phase, status.problem.map(|problem| problem.reason))
+    }
+
+    #[test]
+    fn a_side_that_is_silent_for_a_moment_is_no_problem() {
+        let since = Instant::now();
+        let silent = |text: &str| Some(Trouble { text: text.to_owned(), since });
+        let report = Report { source_problem: silent("a:1: connection refused"), ..Report::default() };
+        assert_eq!(said(&report, since), (AgentPhase::Starting, None));
+        let later = since + PATIENCE;
+        assert_eq!(said(&report, later), (AgentPhase::Stopped, Some(ProblemReason::SourceUnreachable)));
+        for (text, reason) in [
+            ("b:1: etcdserver: permission denied", ProblemReason::PermissionDenied),
+            ("b:1: etcdserver: mvcc: database space exceeded", ProblemReason::TargetNoSpace),
+            ("b:1: invalid peer certificate: UnknownIssuer", ProblemReason::CertificateRefused),
+            ("b:1: no answer within 5s", ProblemReason::TargetUnreachable),
+        ] {
+            let report = Report { target_problem: silent(text), ..Report::default() };
+            assert_eq!(said(&report, later), (AgentPhase::Stopped, Some(reason)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_waits_for_a_person_has_its_plan_and_no_flags() {
+        let counts = Counts { equal: 1, missing: 2, differing: 3, extra: 4 };
+        let stop = Stop::SourceChanged {
+            stored: ClusterId(1),
+            seen: ClusterId(2),
+            counts,
+            plan: "0123456789ab".to_owned(),
+        };
+        let report = Report { stopped: Some(stop), ..Report::default() };
+        let status = status(&config(), &report, &Known::default(), Instant::now());
+        let plan = WaitingPlan { hash: "0123456789ab".to_owned(), adds: 2, overwrites: 3, deletes: 4 };
+        assert_eq!(status.plan, Some(plan));
+        let problem = status.problem.unwrap();
+        assert_eq!(problem.reason, ProblemReason::SourceChanged);
+        assert!(
+            !problem.message.contains("--resync") && problem.message.contains("--approve"),
+            "{}",
+            problem.message
+        );
+    }
+
+    #[test]
+    fn a_paused_agent_is_no_problem() {
+        let paused = AgentConfig { state: RunState::Paused, ..config() };
+        let status = status(&paused, &Report::default(), &Known::default(), Instant::now());
+        assert_eq!((status.phase, status.problem), (AgentPhase::Paused, None));
+    }
+}

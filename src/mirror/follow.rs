@@ -1,0 +1,337 @@
+//! The source: carries out what the machine wants of it, each request with a deadline, and sends back what came of it.
+
+use std::time::Duration;
+
+use etcd_client::{
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, WatchOptions, WatchResponse,
+};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::assembler::{Canceled, Event as WatchEvent, Response};
+use super::batch::Change;
+use super::checkpoint::Identity;
+use super::config::MirrorId;
+use super::connect::{Access, Connection, told};
+use super::keyspace::{Keyspace, Side, Span};
+use super::machine::{Event, Sample, SeenSite};
+use super::resync::{Entry, Page};
+use super::write::counted;
+use crate::etcd::ClusterId;
+
+/// How long a linearizable read and a status may take: etcd itself gives up after 5 s + 2 elections.
+const PROBE_DEADLINE: Duration = Duration::from_secs(8);
+/// How long a page may take, over a thin line.
+pub(super) const PAGE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long etcd may take to answer the first word of a watch.
+const WATCH_DEADLINE: Duration = Duration::from_secs(10);
+/// Bytes of a page that are taken; one of the usual size has a sixteenth.
+pub(super) const PAGE_BYTES: usize = 64 << 20;
+/// Bytes of an answer of a watch. etcd sends what came before `created` in one piece, however large.
+const WATCH_BYTES: usize = 1 << 30;
+/// Answers of a watch that wait for the machine; the rest waits in the connection's window, and at the source.
+const WATCH_ANSWERS: usize = 4;
+
+/// What came of a request, and what went wrong in words.
+pub(super) type Came = (Event, Option<String>);
+
+/// The source.
+pub(super) struct Source {
+    access: Access,
+    keyspace: Keyspace,
+    site: Vec<u8>,
+    connection: Connection,
+    turn: usize,
+    /// What runs on the connection.
+    running: Vec<AbortHandle>,
+    watch: Option<(AbortHandle, mpsc::Sender<()>)>,
+    came: mpsc::Sender<Came>,
+    heard: mpsc::Sender<Came>,
+}
+
+/// What a request needs; a copy of its own.
+#[derive(Clone)]
+struct Line {
+    access: Access,
+    connection: Connection,
+    turn: usize,
+    wait: Duration,
+}
+
+impl Source {
+    /// Also returns where answers of watches arrive: read only while the machine wants them.
+    pub(super) fn new(
+        access: Access,
+        keyspace: Keyspace,
+        id: &MirrorId,
+        came: mpsc::Sender<Came>,
+    ) -> (Self, mpsc::Receiver<Came>) {
+        let (heard, hears) = mpsc::channel(WATCH_ANSWERS);
+        let source = Self {
+            access,
+            keyspace,
+            site: id.key("site"),
+            connection: Connection::default(),
+            turn: 0,
+            running: Vec::new(),
+            watch: None,
+            came,
+            heard,
+        };
+        (source, hears)
+    }
+
+    fn line(&self, wait: Duration) -> Line {
+        Line { access: self.access.clone(), connection: self.connection.clone(), turn: self.turn, wait }
+    }
+
+    fn spawn(&mut self, request: impl Future<Output = Came> + Send + 'static) {
+        let came = self.came.clone();
+        let task = tokio::spawn(async move {
+            // Nobody listens any more when the mirror ends.
+            drop(came.send(request.await).await);
+        });
+        self.running.retain(|task| !task.is_finished());
+        self.running.push(task.abort_handle());
+    }
+
+    pub(super) fn probe(&mut self, elsewhere: bool, wait: Duration) {
+        if elsewhere {
+            self.hang_up();
+            self.turn += 1;
+            self.connection = Connection::default();
+        }
+        let (line, span, site) = (self.line(wait), self.keyspace.hull(Side::Source), self.site.clone());
+        let first = self.keyspace.spans(Side::Source).into_iter().next().unwrap_or(span);
+        self.spawn(async move { came(line.sample(first, site).await) });
+    }
+
+    pub(super) fn read(&mut self, number: u64, span: Span, keys: usize) {
+        let line = self.line(Duration::ZERO);
+        self.spawn(async move {
+            match line.page(span, keys).await {
+                Ok(page) => (Event::SourcePage(number, page), None),
+                Err(problem) if too_large(&problem) => (Event::SourcePageTooLarge(number), None),
+                Err(problem) => (Event::SourceSilent, Some(problem)),
+            }
+        });
+    }
+
+    pub(super) fn write_site(&mut self, value: Vec<u8>) {
+        let (line, key) = (self.line(Duration::ZERO), self.site.clone());
+        self.spawn(async move {
+            match line.write_site(key, value).await {
+                Ok(()) => (Event::Sited, None),
+                Err(problem) => (Event::SourceSilent, Some(problem)),
+            }
+        });
+    }
+
+    /// How many keys the mapped part has; `None`: nobody said.
+    pub(super) fn count(&self) -> impl Future<Output = Option<u64>> + use<> {
+        let (line, spans) = (self.line(Duration::ZERO), self.keyspace.spans(Side::Source));
+        async move {
+            let client = line.client().await.ok()?;
+            let mut count = 0;
+            for span in spans {
+                count += counted(&client, span).await.ok()?;
+            }
+            Some(count)
+        }
+    }
+
+    pub(super) fn watch(&mut self, number: u64, from: i64, ranges: bool) {
+        self.unwatch();
+        let spans =
+            if ranges { self.keyspace.spans(Side::Source) } else { vec![self.keyspace.hull(Side::Source)] };
+        let (ask, asked) = mpsc::channel(1);
+        let (line, heard) = (self.line(Duration::ZERO), self.heard.clone());
+        let task = tokio::spawn(async move {
+            let ended = line.listen(number, from, spans, asked, &heard).await;
+            let denied = ended.as_ref().is_err_and(|problem| problem.contains("permission denied"));
+            let event = if denied { Event::WatchDenied(number) } else { Event::WatchEnded(number) };
+            drop(heard.send((event, ended.err())).await);
+        });
+        self.watch = Some((task.abort_handle(), ask));
+    }
+
+    pub(super) fn ask_for_progress(&self) {
+        if let Some((_, ask)) = &self.watch {
+            // One question that waits is as good as two.
+            let waits = ask.try_send(()).is_err();
+            tracing::trace!(waits, "progress is asked for");
+        }
+    }
+
+    fn unwatch(&mut self) {
+        if let Some((task, _)) = self.watch.take() {
+            task.abort();
+        }
+    }
+
+    pub(super) fn hang_up(&mut self) {
+        self.unwatch();
+        for task in self.running.drain(..) {
+            task.abort();
+        }
+    }
+}
+
+fn came(sample: Result<Sample, String>) -> Came {
+    match sample {
+        Ok(sample) => (Event::Sample(sample), None),
+        Err(problem) => (Event::SourceSilent, Some(problem)),
+    }
+}
+
+impl Line {
+    async fn client(&self) -> Result<Client, String> {
+        tokio::time::sleep(self.wait).await;
+        self.connection.client(&self.access, self.turn).await.map_err(|error| error.to_string())
+    }
+
+    fn told(&self, error: &Error) -> String {
+        told(&self.access, self.turn, error)
+    }
+
+    async fn within<T>(
+        &self,
+        deadline: Duration,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, String> {
+        let Ok(answer) = tokio::time::timeout(deadline, request).await else {
+            let late = Error::Internal(format!("no answer within {}s", deadline.as_secs()));
+            return Err(self.told(&late));
+        };
+        answer.map_err(|error| self.told(&error))
+    }
+
+    /// A linearizable read first: then the status that follows on the same connection is as new as that.
+    async fn sample(&self, first: Span, site: Vec<u8>) -> Result<Sample, String> {
+        let mut client = self.client().await?;
+        let mut kv = client.kv_client();
+        let end = first.range_end();
+        let options = GetOptions::new().with_range(end).with_limit(1).with_keys_only();
+        let read = self.within(PROBE_DEADLINE, kv.get(first.start, Some(options))).await?;
+        let site = match self.within(PROBE_DEADLINE, kv.get(site, None)).await {
+            Ok(answer) => {
+                answer.kvs().first().map_or(SeenSite::Absent, |kv| SeenSite::Value(kv.value().to_vec()))
+            }
+            Err(problem) if problem.contains("permission denied") => SeenSite::Unreadable,
+            Err(problem) => return Err(problem),
+        };
+        let status = self.within(PROBE_DEADLINE, client.status()).await?;
+        let header = read.header().ok_or("an answer without a header")?;
+        let identity = Identity {
+            cluster: ClusterId(header.cluster_id()),
+            term: status.raft_term(),
+            applied: status.raft_applied_index(),
+        };
+        Ok(Sample { identity, head: header.revision(), site, version: status.version().to_owned() })
+    }
+
+    /// Written only if there is none: whoever was first has decided.
+    async fn write_site(&self, key: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
+        let client = self.client().await?;
+        let absent = Compare::create_revision(key.clone(), CompareOp::Equal, 0);
+        let transaction = Txn::new().when([absent]).and_then([TxnOp::put(key, value, None)]);
+        self.within(PROBE_DEADLINE, client.kv_client().txn(transaction)).await.map(drop)
+    }
+
+    async fn page(&self, span: Span, keys: usize) -> Result<Page, String> {
+        let client = self.client().await?;
+        let mut kv = client.kv_client().max_decoding_message_size(PAGE_BYTES);
+        self.within(PAGE_DEADLINE, kv.get(span.start.clone(), Some(range(&span, keys)))).await.map(page_of)
+    }
+
+    /// Until the watch ends, or nobody hears.
+    async fn listen(
+        &self,
+        number: u64,
+        from: i64,
+        spans: Vec<Span>,
+        mut asked: mpsc::Receiver<()>,
+        heard: &mpsc::Sender<Came>,
+    ) -> Result<(), String> {
+        let client = self.client().await?;
+        let mut watches = client.watch_client().max_decoding_message_size(WATCH_BYTES);
+        let options = |span: &Span| {
+            WatchOptions::new()
+                .with_range(span.range_end())
+                .with_start_revision(from)
+                .with_progress_notify()
+                .with_fragment()
+        };
+        let Some((first, others)) = spans.split_first() else { return Ok(()) };
+        let opened = watches.watch(first.start.clone(), Some(options(first)));
+        let mut stream = self.within(WATCH_DEADLINE, opened).await?;
+        for span in others {
+            let opened = stream.watch(span.start.clone(), Some(options(span)));
+            self.within(WATCH_DEADLINE, opened).await?;
+        }
+        loop {
+            let Ok(room) = heard.reserve().await else { return Ok(()) };
+            let message = tokio::select! {
+                message = stream.message() => message,
+                Some(()) = asked.recv() => {
+                    stream.request_progress().await.map_err(|error| self.told(&error))?;
+                    continue;
+                }
+            };
+            let Some(message) = message.map_err(|error| self.told(&error))? else { return Ok(()) };
+            let response = response_of(message);
+            if let Some(Canceled { compacted: 0, reason }) = &response.canceled
+                && !reason.contains("compacted")
+            {
+                return Err(format!("the source ended the watch: {reason}"));
+            }
+            room.send((Event::Watched(number, response), None));
+        }
+    }
+}
+
+/// A read of part of a side, linearizable.
+pub(super) fn range(span: &Span, keys: usize) -> GetOptions {
+    GetOptions::new().with_range(span.range_end()).with_limit(i64::try_from(keys).unwrap_or(i64::MAX))
+}
+
+pub(super) fn page_of(mut answer: GetResponse) -> Page {
+    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+    let more = answer.more();
+    let entries = answer.take_kvs().into_iter().map(|kv| {
+        let (leased, modified) = (kv.lease() != 0, kv.mod_revision());
+        let (key, value) = kv.into_key_value();
+        Entry { key, value, leased, modified }
+    });
+    Page { entries: entries.collect(), revision, more }
+}
+
+/// etcd-client's answer has no accessor for `fragment`.
+fn response_of(answer: WatchResponse) -> Response {
+    let answer = answer.0;
+    let canceled = answer
+        .canceled
+        .then(|| Canceled { compacted: answer.compact_revision, reason: answer.cancel_reason.clone() });
+    let events = answer.events.into_iter().filter_map(|event| {
+        let kv = event.kv?;
+        // DELETE is 1; a kind that is not known yet would have to be a put of some sort.
+        let value = (event.r#type != 1).then_some(kv.value);
+        let change = Change { key: kv.key, value, leased: kv.lease != 0 };
+        Some(WatchEvent { revision: kv.mod_revision, change })
+    });
+    let header = answer.header.unwrap_or_default();
+    Response {
+        watcher: answer.watch_id,
+        head: header.revision,
+        cluster: header.cluster_id,
+        created: answer.created,
+        canceled,
+        fragment: answer.fragment,
+        events: events.collect(),
+    }
+}
+
+/// tonic's words for an answer above the limit; its code is that of a compaction.
+pub(super) fn too_large(problem: &str) -> bool {
+    problem.contains("message length too large")
+}

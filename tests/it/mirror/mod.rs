@@ -1,0 +1,438 @@
+//! The mirror's machine in a simulated pair of etcds (`etcd`), with everything late, lost or repeated (`pair`), judged
+//! after every transaction (`judge`). Histories are made up from seeds; mirrors with a planted bug (`bugs`) must be
+//! found out.
+//!
+//! One seed again, with its journal: `QUORATE_MIRROR_SEED=17 cargo test --test it mirror::no_history`.
+
+mod bugs;
+mod cases;
+mod etcd;
+mod judge;
+mod pair;
+mod proxy;
+mod real;
+mod server;
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quorate::mirror::config::{Config, Leases, Limits, Policy};
+use quorate::mirror::keyspace::{Mapping, Side};
+use quorate::mirror::machine::{Event, Mode};
+use quorate::mirror::stop::Stop;
+use rand::RngExt;
+
+use bugs::Bug;
+use pair::Pair;
+
+/// Histories of `cargo test`.
+const HISTORIES: u64 = 5_000;
+/// Seeds among which each bug must be found.
+const BUG_SEEDS: u64 = 2_000;
+/// Acts of a history before it settles.
+const ACTS: usize = 260;
+/// Rounds in which a small first sync is done.
+const WARM_UP: usize = 150;
+/// Rounds in which it must settle: several times what the longest one needed.
+const ROUNDS: usize = 4_000;
+
+/// A history's end.
+struct Report {
+    violation: Option<String>,
+    journal: Vec<String>,
+    seen: Seen,
+}
+
+/// What happened in histories, so that nobody believes in a search that does not search.
+#[derive(Default, Debug)]
+struct Seen {
+    crashes: u64,
+    late: u64,
+    lost: u64,
+    compactions: u64,
+    set_back: u64,
+    scans: u64,
+    streams: u64,
+    splits: u64,
+    stops: std::collections::BTreeMap<&'static str, u64>,
+}
+
+fn config(choice: usize) -> Config {
+    let mapping =
+        |source: &str, target: &str| Mapping { source: source.to_owned(), target: target.to_owned() };
+    let ignoring = |patterns: &[&str]| patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+    let locks = ignoring(&["(/b)?/a/locks(/.*)?"]);
+    match choice {
+        0 => Config::whole(),
+        1 => Config { ignore: locks, ..Config::whole() },
+        2 => Config { mappings: vec![mapping("/a/", "/a/")], ..Config::whole() },
+        3 => Config { mappings: vec![mapping("/a/", "/b/a/")], ignore: locks, ..Config::whole() },
+        4 => Config { mappings: vec![mapping("/a/", "/z/"), mapping("/c/", "/b/")], ..Config::whole() },
+        5 => Config { leases: Leases::Skip, ..Config::whole() },
+        _ => Config {
+            mappings: vec![mapping("/a/", "/a/")],
+            ignore: ignoring(&["/a/k[0-3]"]),
+            ignore_at: Side::Target,
+            ..Config::whole()
+        },
+    }
+}
+
+fn history(seed: u64, bug: Bug) -> Report {
+    let mut pair = Pair::new(seed, config(0), bug);
+    let choice = pair.below(7);
+    pair.config = config(choice);
+    if pair.chance(0.15) {
+        // A revision may then be more than a transaction holds.
+        pair.target.max_operations = 4;
+        pair.limits = Limits { level: 4, ..pair.limits };
+    }
+    if pair.chance(0.1) {
+        pair.target.max_operations = 8;
+    }
+    furnish(&mut pair);
+    if pair.chance(0.5) {
+        // What goes wrong with a stream needs one.
+        pair.start(Mode::Follow, None);
+        for round in 0..WARM_UP {
+            calm(&mut pair, round);
+        }
+    }
+    let mut seen = Seen::default();
+    for _ in 0..ACTS {
+        act(&mut pair, &mut seen);
+        if pair.violation.is_some() {
+            break;
+        }
+    }
+    if pair.violation.is_none() {
+        pair.violation = settle(&mut pair, &mut seen).err();
+    }
+    (seen.lost, seen.splits) = (pair.lost, pair.divided);
+    Report { violation: pair.violation.take(), journal: pair.journal, seen }
+}
+
+/// What is there before the first agent runs.
+fn furnish(pair: &mut Pair) {
+    for _ in 0..pair.below(14) {
+        write(pair);
+    }
+    // What only the target has, in a place that no mirror of these may touch.
+    for key in ["/a/locks/own", "/b/a/locks/own"] {
+        if !pair.config.ignore.is_empty() && pair.config.ignore_at == Side::Source {
+            put_in_target(pair, key);
+        }
+    }
+    if pair.chance(0.12) {
+        foreign(pair);
+        pair.policy = match pair.below(3) {
+            0 => Policy { overwrite: true, prune: true },
+            _ => Policy::default(),
+        };
+    }
+}
+
+fn put_in_target(pair: &mut Pair, key: &str) {
+    let change = etcd::Happened { key: key.into(), value: Some(b"own".to_vec()), leased: false };
+    pair.target.write(vec![change]);
+}
+
+/// Somebody writes a key of the target that is not there, where no mirror has been yet.
+fn foreign(pair: &mut Pair) {
+    let number = pair.below(10);
+    let Some(first) = pair.config.mappings.first() else { return };
+    let key =
+        if first.target.is_empty() { format!("/a/k{number}") } else { format!("{}k{number}", first.target) };
+    if !judge::untouched(pair, key.as_bytes()) {
+        return;
+    }
+    pair.foreign.insert(key.clone().into_bytes());
+    pair.note(format!("foreign {key}"));
+    put_in_target(pair, &key);
+}
+
+fn write(pair: &mut Pair) {
+    // A source that was set back is known by its applied index. Whoever looks only after that has been made up for sees
+    // no difference, and nobody could; so here it is not made up for unseen.
+    let unseen = judge::applied(pair).is_some_and(|stored| {
+        stored > pair.source.identity.applied && stored <= pair.source.identity.applied + 1
+    });
+    if pair.frozen || unseen {
+        return;
+    }
+    let prefix = ["/a/k", "/a/k", "/a/k", "/a/locks/", "/c/", "/d/"];
+    let mut changes: Vec<(String, Option<String>, bool)> = Vec::new();
+    for _ in 0..*[1, 1, 1, 2, 3, 7].get(pair.below(6)).unwrap() {
+        let key = format!("{}{}", prefix[pair.below(prefix.len())], pair.below(10));
+        if changes.iter().all(|(other, ..)| *other != key) {
+            let value = pair.chance(0.7).then(|| pair.below(1000).to_string());
+            let leased = value.is_some() && pair.chance(0.1);
+            changes.push((key, value, leased));
+        }
+    }
+    let shown = changes.iter().map(|(key, value, _)| format!("{key}={}", value.as_deref().unwrap_or("-")));
+    let shown = shown.collect::<Vec<_>>().join(" ");
+    pair.write(changes);
+    let revision = pair.source.revision;
+    pair.note(format!("{revision}: {shown}"));
+}
+
+fn act(pair: &mut Pair, seen: &mut Seen) {
+    let running = pair.agents.len();
+    pair.frozen &= pair.agents.iter().any(|agent| agent.over.is_none());
+    let agent = if running == 0 { 0 } else { pair.below(running) };
+    match pair.below(100) {
+        _ if running == 0 => drop(pair.start(Mode::Follow, None)),
+        0..34 => pair.advance(agent, true),
+        34..50 => pair.serve_watch(agent),
+        50..64 => pair.hear(agent),
+        64..84 => write(pair),
+        84..88 => pair.tell(agent, Event::Tick),
+        88 => pair.cut(agent),
+        89..91 => {
+            let back = i64::try_from(pair.below(4)).unwrap();
+            let revision = pair.source.revision - back;
+            pair.source.compact(revision);
+            pair.note(format!("compact {revision}"));
+            seen.compactions += 1;
+        }
+        91..93 => {
+            seen.late += 1;
+            pair.haunt();
+        }
+        93 => {
+            seen.crashes += 1;
+            pair.crash(agent);
+        }
+        94 if running < 2 => drop(pair.start(Mode::Follow, None)),
+        95 if pair.chance(0.3) => pair.deny(agent),
+        96 if pair.chance(0.15) => set_back(pair, seen),
+        97 if pair.chance(0.2) => reconfigure(pair),
+        98 if pair.chance(0.1) => restore_target(pair),
+        99 if pair.chance(0.15) => foreign(pair),
+        _ => {
+            if let Some(stop) = pair.agents[agent].over.clone() {
+                *seen.stops.entry(stop.reason()).or_default() += 1;
+                pair.crash(agent);
+            }
+        }
+    }
+}
+
+/// The source is restored: the same IDs, the same term, an older state, and a log that begins again.
+fn set_back(pair: &mut Pair, seen: &mut Seen) {
+    if judge::applied(pair).is_none_or(|applied| applied <= 4) {
+        return;
+    }
+    let back = pair.below(6);
+    let old = pair.source.clone();
+    let revision = (old.revision - i64::try_from(back).unwrap()).max(1);
+    let mut restored = etcd::Etcd::new(old.identity.cluster.0);
+    for happened in old.history.iter().take(usize::try_from(revision).unwrap() + 1).skip(2) {
+        restored.write(happened.clone());
+    }
+    restored.identity.applied = 4;
+    pair.note(format!("set back from {} to {}", old.revision, restored.revision));
+    pair.before.push(old);
+    pair.source = restored;
+    // What was sent before is long lost; every connection is gone with the process, and every answer.
+    pair.bury();
+    pair.frozen = true;
+    for agent in 0..pair.agents.len() {
+        pair.cut_all(agent);
+    }
+    seen.set_back += 1;
+}
+
+fn reconfigure(pair: &mut Pair) {
+    // What is nobody's business under one configuration is in the way under another.
+    let own = pair.target.keys.values().any(|value| value.bytes == b"own");
+    if own || !pair.foreign.is_empty() || !judge::streams(pair) || pair.bug == Bug::IgnoredKeys {
+        return;
+    }
+    let choice = pair.below(7);
+    pair.note(format!("configuration {choice}"));
+    pair.config = config(choice);
+    pair.reconfigured += 1;
+    while !pair.agents.is_empty() {
+        pair.crash(0);
+    }
+}
+
+/// The target goes back to what it was at its start: empty, or with what was its own.
+fn restore_target(pair: &mut Pair) {
+    if let Some(backup) = pair.backup.take() {
+        pair.note("target restored");
+        pair.foreign.retain(|key| backup.keys.contains_key(key));
+        pair.target = backup;
+    } else {
+        pair.backup = Some(pair.target.clone());
+        pair.note("target saved");
+    }
+}
+
+/// No more faults: one agent must bring both sides together.
+fn settle(pair: &mut Pair, seen: &mut Seen) -> Result<(), String> {
+    pair.note("settle");
+    pair.frozen = false;
+    while !pair.agents.is_empty() {
+        pair.crash(0);
+    }
+    pair.bury();
+    let (mut approved, mut starts) = (None, 0);
+    pair.start(Mode::Follow, None);
+    for round in 0..ROUNDS {
+        calm(pair, round);
+        if let Some(violation) = pair.violation.take() {
+            return Err(violation);
+        }
+        let view = pair.agents[0].machine.view();
+        if let Some(stop) = pair.agents[0].over.clone() {
+            starts += 1;
+            *seen.stops.entry(stop.reason()).or_default() += 1;
+            approved = cured(pair, &stop, approved)?;
+            if starts > 8 {
+                return Err(format!("stuck: stops again and again, {}", stop.reason()));
+            }
+            pair.crash(0);
+            pair.start(Mode::Follow, approved.clone());
+        } else if view.exact
+            && view.revision >= pair.source.revision - 1
+            && pair.idle(0)
+            && judge::end(pair).is_ok()
+        {
+            seen.scans += view.stats.scans;
+            seen.streams += u64::from(view.stats.scans == 0);
+            return Ok(());
+        }
+    }
+    let view = pair.agents[0].machine.view();
+    judge::end(pair)?;
+    Err(format!("stuck: {} at {} of {}", view.phase, view.revision, pair.source.revision))
+}
+
+/// Everything goes its way.
+fn calm(pair: &mut Pair, round: usize) {
+    pair.advance(0, false);
+    pair.serve_watch(0);
+    pair.hear(0);
+    pair.hear(0);
+    if round.is_multiple_of(5) {
+        pair.tell(0, Event::Tick);
+    }
+}
+
+/// What a person does about a stop; the plan that they permit.
+fn cured(pair: &mut Pair, stop: &Stop, approved: Option<String>) -> Result<Option<String>, String> {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else stops a mirror here is a defect")]
+    match stop {
+        Stop::SourceRewound { plan, .. } if !pair.before.is_empty() => Ok(Some(plan.clone())),
+        Stop::PruneGuard { plan, .. } => Ok(Some(plan.clone())),
+        // What one configuration copied and the next one left alone is nobody's under the third.
+        Stop::TargetDiffers(_) if !pair.foreign.is_empty() || pair.reconfigured > 1 => {
+            pair.policy = Policy { overwrite: true, prune: true };
+            Ok(approved)
+        }
+        other => Err(format!("stop {}: {other}", other.reason())),
+    }
+}
+
+/// Tells seeds on all cores until one is what was looked for; the seed and its report.
+fn search(seeds: std::ops::Range<u64>, bug: Bug, total: &Mutex<Seen>) -> Option<(u64, Report)> {
+    let next = AtomicU64::new(seeds.start);
+    let found = Mutex::new(None::<(u64, Report)>);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                // Tests of real processes, which run at the same time, have deadlines; this has none.
+                rustix::process::nice(15).unwrap();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end || found.lock().unwrap().is_some() {
+                        return;
+                    }
+                    let report = history(seed, bug);
+                    add(&mut total.lock().unwrap(), &report.seen);
+                    if report.violation.is_some() {
+                        found.lock().unwrap().get_or_insert((seed, report));
+                    }
+                }
+            });
+        }
+    });
+    found.into_inner().unwrap()
+}
+
+fn add(total: &mut Seen, seen: &Seen) {
+    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, stops } = seen;
+    total.crashes += crashes;
+    total.late += late;
+    total.lost += lost;
+    total.compactions += compactions;
+    total.set_back += set_back;
+    total.scans += scans;
+    total.streams += streams;
+    total.splits += splits;
+    for (reason, count) in stops {
+        *total.stops.entry(reason).or_default() += count;
+    }
+}
+
+/// `QUORATE_MIRROR_SEED` tells one seed only, `QUORATE_MIRROR_HISTORIES` so many.
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
+    match number("QUORATE_MIRROR_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("QUORATE_MIRROR_HISTORIES").unwrap_or(HISTORIES),
+    }
+}
+
+#[test]
+fn no_history_breaks_an_invariant() {
+    let (seeds, total, begun) = (seeds(), Mutex::new(Seen::default()), std::time::Instant::now());
+    if let Some((seed, report)) = search(seeds.clone(), Bug::None, &total) {
+        panic!("seed {seed}: {}\n{}", report.violation.unwrap(), report.journal.join("\n"));
+    }
+    let total = total.into_inner().unwrap();
+    println!(
+        "{} histories, 0 violations, {:.0} s: {total:?}",
+        seeds.end - seeds.start,
+        begun.elapsed().as_secs_f64()
+    );
+    if seeds.end - seeds.start >= 1_000 {
+        for count in [
+            total.crashes,
+            total.late,
+            total.compactions,
+            total.set_back,
+            total.scans,
+            total.streams,
+            total.splits,
+        ] {
+            assert!(count > 50, "something hardly happens: {total:?}");
+        }
+    }
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    let mut table = String::new();
+    for (bug, what) in bugs::ALL {
+        let found = search(0..BUG_SEEDS, bug, &Mutex::new(Seen::default()));
+        let (seed, report) = found.unwrap_or_else(|| panic!("{bug:?} was not found among {BUG_SEEDS} seeds"));
+        let violation = report.violation.unwrap();
+        let rule = violation.split(':').next().unwrap_or_default();
+        table.push_str(&format!("{bug:<17} seed {seed:<5} {rule:<16} {what}\n", bug = format!("{bug:?}")));
+    }
+    println!("{table}");
+    assert_eq!(table.lines().count(), bugs::ALL.len());
+}
+
+/// Used nowhere else: the random generator of a history belongs to it.
+#[test]
+fn a_history_is_the_same_every_time() {
+    let told = |seed| history(seed, Bug::None).journal;
+    let seed = rand::rng().random_range(0..1_000);
+    assert_eq!(told(seed), told(seed), "seed {seed}");
+}

@@ -1,0 +1,158 @@
+//! An agent: what it does by its file, and what it says at `/status`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use quorate::mirror::agent::config::{AgentConfig, RunState};
+use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason};
+use quorate_pair::Pair;
+use quorate_pair::programs::until;
+use tempfile::TempDir;
+
+use super::{Mirror, alike, held, level};
+
+/// A file of an agent, and what it says.
+struct File {
+    folder: TempDir,
+    config: AgentConfig,
+}
+
+impl File {
+    fn of(pair: &Pair) -> Self {
+        let minimal = r#"{"fingerprint": "", "id": "default", "active": "a", "sites": [
+            {"name": "a", "endpoints": []}, {"name": "b", "endpoints": []}]}"#;
+        let mut config: AgentConfig = serde_json::from_str(minimal).unwrap();
+        for (site, side) in config.sites.iter_mut().zip([&pair.source, &pair.target]) {
+            site.endpoints = side.endpoints().split(',').map(str::to_owned).collect();
+        }
+        let file = Self { folder: TempDir::new().unwrap(), config };
+        file.write();
+        file
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("config.yaml")
+    }
+
+    /// At once, as a kubelet exchanges a ConfigMap's files.
+    fn write(&self) {
+        let next = self.folder.path().join("next");
+        fs::write(&next, serde_saphyr::to_string(&self.config).unwrap()).unwrap();
+        fs::rename(next, self.path()).unwrap();
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut AgentConfig)) {
+        change(&mut self.config);
+        self.write();
+    }
+}
+
+async fn status(agent: &Mirror) -> Option<AgentStatus> {
+    let answer = agent.ask("/status").await.ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    serde_json::from_str(body).ok()
+}
+
+/// Waits until the agent says so.
+async fn until_it_says(agent: &Mirror, what: &str, is_so: impl Fn(&AgentStatus) -> bool) -> AgentStatus {
+    let mut last = None;
+    until(&format!("the agent says {what}"), async || {
+        last = status(agent).await;
+        last.as_ref().is_some_and(&is_so)
+    })
+    .await;
+    last.unwrap()
+}
+
+fn problem(status: &AgentStatus) -> Option<ProblemReason> {
+    status.problem.as_ref().map(|problem| problem.reason)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_mirrors_by_its_file_and_follows_it() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.fill("/k/", 300, 10).await;
+    let mut file = File::of(&pair);
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    let said = until_it_says(&agent, "that it follows", |status| status.phase == AgentPhase::Streaming).await;
+    assert!(said.initial_sync_done && said.problem.is_none(), "{said:?}");
+    assert_eq!((said.active.as_deref(), said.term), (Some("a"), Some(1)));
+    assert_eq!(said.counters.puts, 300);
+    assert!(said.sites.iter().all(|site| site.reachable && site.cluster_id.is_some()), "{said:?}");
+
+    file.change(|config| config.requests.verify = Some("now".to_owned()));
+    let said = until_it_says(&agent, "what it compared", |status| status.verification.is_some()).await;
+    let verification = said.verification.unwrap();
+    assert_eq!((verification.keys, verification.mismatched()), (300, 0));
+
+    file.change(|config| config.state = RunState::Paused);
+    until_it_says(&agent, "that it is paused", |status| status.phase == AgentPhase::Paused).await;
+    pair.source.etcd.put("/k/new", "1").await;
+    pair.source.etcd.put("/locks/1", "1").await;
+    file.change(|config| {
+        config.state = RunState::Running;
+        config.ignore = vec!["/locks/.*".to_owned()];
+    });
+    level(&pair.source, &pair.target).await;
+    alike(&pair.source, "/k/", &pair.target, "/k/").await;
+    assert!(held(&pair.target, "/locks/").await.is_empty(), "an ignored key was copied");
+    let fingerprint = status(&agent).await.unwrap().fingerprint;
+    assert_eq!(fingerprint, file.config.clone().fingerprinted().fingerprint);
+    assert_eq!(agent.terminate().await.code, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_file_asks_for_in_vain_is_told_and_curing_it_lets_it_go_on() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.put("/k", "source").await;
+    pair.target.etcd.put("/k", "target").await;
+    let mut file = File::of(&pair);
+    file.change(|config| config.active = "c".to_owned());
+    let agent = Mirror::by_file(&file.path());
+    let is = |reason| move |status: &AgentStatus| problem(status) == Some(reason);
+    until_it_says(&agent, "that there is no such site", is(ProblemReason::UnknownSite)).await;
+    file.change(|config| {
+        config.active = "a".to_owned();
+        config.ignore = vec!["(".to_owned()];
+    });
+    until_it_says(&agent, "that the pattern is none", is(ProblemReason::PatternInvalid)).await;
+    file.change(|config| config.ignore.clear());
+    let said = until_it_says(&agent, "that keys differ", is(ProblemReason::TargetDiffers)).await;
+    assert_eq!(said.phase, AgentPhase::Stopped);
+    assert_eq!(held(&pair.target, "/k").await[&b"/k".to_vec()].value, b"target");
+    file.change(|config| config.overwrite = true);
+    level(&pair.source, &pair.target).await;
+    let said = until_it_says(&agent, "that it follows", |status| status.phase == AgentPhase::Streaming).await;
+    assert_eq!(said.problem, None);
+    pair.source.hold(true);
+    let said = until_it_says(&agent, "that the source is silent", is(ProblemReason::SourceUnreachable)).await;
+    assert!(said.initial_sync_done, "what is known is not forgotten");
+    pair.source.hold(false);
+    until_it_says(&agent, "that it follows again", |status| status.phase == AgentPhase::Streaming).await;
+}
+
+/// What etcd's own records say counts: a changed word in a file alone exchanges no source and target.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_that_is_told_the_other_direction_writes_nothing() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.fill("/k/", 20, 10).await;
+    let mut file = File::of(&pair);
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    pair.target.etcd.put("/k/of the follower", "1").await;
+    let before = held(&pair.source, "/k/").await;
+    file.change(|config| {
+        config.active = "b".to_owned();
+        (config.overwrite, config.prune) = (true, true);
+    });
+    let mismatch = |status: &AgentStatus| problem(status) == Some(ProblemReason::ActiveMismatch);
+    let said = until_it_says(&agent, "that the other site is active", mismatch).await;
+    assert_eq!(said.active.as_deref(), Some("a"), "{said:?}");
+    assert_eq!(held(&pair.source, "/k/").await, before, "the active site was written to");
+    pair.source.etcd.put("/k/later", "1").await;
+    level(&pair.source, &pair.target).await;
+    file.change(|config| config.active = "a".to_owned());
+    let follows = |status: &AgentStatus| status.phase == AgentPhase::Streaming && status.problem.is_none();
+    until_it_says(&agent, "that it follows", follows).await;
+}
