@@ -24,6 +24,7 @@ mod guard;
 mod heal;
 mod install;
 mod many;
+mod mirror;
 mod nodes;
 mod quiet;
 mod readme;

@@ -51,7 +51,7 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
         verification: known.verification.clone(),
         plan: report.stopped.as_ref().and_then(plan),
         sites: seen(config, report),
-        keys: known.verification.as_ref().map(|verification| verification.keys),
+        keys: known.verification.as_ref().map(|verification| verification.keys).or(report.source_keys),
         ..AgentStatus::default()
     };
     if let Some(view) = &report.view {
@@ -101,8 +101,11 @@ fn numbers(status: &mut AgentStatus, config: &AgentConfig, report: &Report, view
     }
 }
 
-/// Both sides, in the order of the file.
+/// Both sides, in the order of the file; while it is paused it asks neither of them.
 fn seen(config: &AgentConfig, report: &Report) -> Vec<SiteSeen> {
+    if config.state == RunState::Paused {
+        return Vec::new();
+    }
     let (here, there) = report.view.as_ref().map_or((None, None), |view| view.clusters);
     let site = |name: &String| {
         let is_source = *name == config.active;
@@ -299,5 +302,6 @@ mod tests {
         let paused = AgentConfig { state: RunState::Paused, ..config() };
         let status = status(&paused, &Report::default(), &Known::default(), Instant::now());
         assert_eq!((status.phase, status.problem), (AgentPhase::Paused, None));
+        assert!(status.sites.is_empty(), "nobody was asked");
     }
 }

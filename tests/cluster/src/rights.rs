@@ -13,8 +13,11 @@ use crate::state::Cluster;
 const ACCOUNT: &str = "system:serviceaccount:quorate-system:quorate-operator";
 
 /// Asked about by the admission plugin OwnerReferencesPermissionEnforcement, which the test cluster runs: without this
-/// right no child can be made there. It is no request of the operator's, so no log has it.
-const ASKED_BY_ADMISSION: [&str; 3] = ["quorate.dev", "etcdclusters/finalizers", "update"];
+/// rights no child can be made there. They are no requests of the operator's, so no log has them.
+const ASKED_BY_ADMISSION: [[&str; 3]; 2] = [
+    ["quorate.dev", "etcdclusters/finalizers", "update"],
+    ["quorate.dev", "etcdmirrors/finalizers", "update"],
+];
 
 #[derive(Deserialize)]
 struct Role {
@@ -41,8 +44,9 @@ pub(crate) fn unused(cluster: &Cluster, programs: &Path) -> Result<(usize, Vec<S
         let role: Role = serde_json::from_str(&said).context("a role cannot be read")?;
         given.extend(role.rules.iter().flat_map(rights));
     }
-    let [group, resource, verb] = ASKED_BY_ADMISSION.map(str::to_owned);
-    given.remove(&(group, resource, verb));
+    for [group, resource, verb] in ASKED_BY_ADMISSION.map(|right| right.map(str::to_owned)) {
+        given.remove(&(group, resource, verb));
+    }
     let unused = given.difference(&used).map(|(group, resource, verb)| format!("{verb} {resource}.{group}"));
     Ok((given.len(), unused.collect()))
 }
