@@ -77,7 +77,7 @@ pub(crate) fn short_form(options: &Options, setting: &Setting, tally: &mut Tally
     }
     let name = format!("verify-{}", std::process::id());
     on_a_cluster(&name, options, tally, |cluster, tally| {
-        tally.step("stories on it", stop, &mut setting.stories(cluster, 4))?;
+        tally.step("stories on it", stop, &mut setting.stories(cluster, 3))?;
         tally.rights(cluster, &setting.programs)?;
         let begun = Instant::now();
         let shown = demo::show(cluster, &setting.programs);
