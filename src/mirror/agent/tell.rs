@@ -47,6 +47,7 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
         fingerprint: config.fingerprint.clone(),
         phase: phase(config, report, problem.is_some()),
         problem: problem.or_else(|| known.notice.clone()),
+        active: known.recorded.clone(),
         initial_sync_done: known.synced,
         verification: known.verification.clone(),
         plan: report.stopped.as_ref().and_then(plan),
