@@ -217,6 +217,8 @@ pub enum Reason {
     FenceMissing,
     /// Writers cannot be stopped as the fence says.
     FenceRefused,
+    /// The sites of a mirror cannot be switched now.
+    SwitchRefused,
     /// Somebody else writes to the mirrored range of the target.
     ForeignWrites,
 }
@@ -330,6 +332,7 @@ impl Reason {
         Self::PruneRefused,
         Self::FenceMissing,
         Self::FenceRefused,
+        Self::SwitchRefused,
         Self::ForeignWrites,
     ];
 

@@ -70,7 +70,7 @@ pub async fn promote(target: &Access, id: &MirrorId) -> Result<Promoted, Promote
 }
 
 /// Gives every parked key a lease that ends.
-async fn grace(client: &Client, id: &MirrorId) -> Result<usize, Error> {
+pub(super) async fn grace(client: &Client, id: &MirrorId) -> Result<usize, Error> {
     let mut leases = client.lease_client();
     let options = LeaseTimeToLiveOptions::new().with_keys();
     let parked = leases.time_to_live(parking_lease(id), Some(options)).await?;

@@ -118,7 +118,8 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
     }
 }
 
-async fn within<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+/// With the deadline of a request.
+pub(super) async fn within<T>(request: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     match tokio::time::timeout(DEADLINE, request).await {
         Ok(answer) => answer,
         Err(_) => Err(Error::Internal(format!("no answer within {}s", DEADLINE.as_secs()))),

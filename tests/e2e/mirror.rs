@@ -127,7 +127,7 @@ async fn told_and_stopped(story: &Story) {
 
     // A word in a spec alone exchanges no source and target.
     change(story, json!({"active": "b"})).await;
-    let status = until(story, "knows better", says("ActiveMismatch")).await;
+    let status = until(story, "knows better", says("FenceMissing")).await;
     assert_eq!(status.source.as_deref(), Some("a"));
     story.write("k/as-before-", 10).await;
     assert_eq!(alike(story, "k/").await, 410);

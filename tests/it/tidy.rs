@@ -28,6 +28,7 @@ const VERBS: [&str; 18] = [
     "write",
     "verify",
     "promote",
+    "switch",
 ];
 /// The edge of the program, and the file that holds the client and the only clock.
 const EXCEPTIONS: [&str; 3] = ["src/main.rs", "src/cli/", "src/operator/context.rs"];

@@ -8,4 +8,5 @@ pub mod config;
 pub mod order;
 pub mod run;
 pub mod status;
+pub mod switch;
 pub mod tell;

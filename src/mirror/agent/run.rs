@@ -6,16 +6,22 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::config::{AgentConfig, RunState};
+use super::config::{AgentConfig, Fence, RunState};
 use super::order;
-use super::status::{AgentStatus, Problem, ProblemReason, Verification};
+use super::status::{
+    AgentStatus, Problem, ProblemReason, Switch, SwitchResult, SwitchStep, Verification,
+};
+use super::switch::{Pair, late, promote, reverse};
 use super::tell::{self, Known};
 use crate::mirror::checkpoint::{Site, SiteRole};
 use crate::mirror::config::MirrorId;
 use crate::mirror::connect::{Access, Connection};
+use crate::mirror::machine::Mode;
+use crate::mirror::resync::Counts;
 use crate::mirror::run::{Board, Ended, Order, Report, run};
 use crate::mirror::stop::Stop;
-use crate::mirror::verify::verify;
+use crate::mirror::text::shown;
+use crate::mirror::verify::{Verdict, verify};
 
 /// How often the file is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -23,6 +29,14 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 const RECORDS_DEADLINE: Duration = Duration::from_secs(8);
 /// After they spoke against the direction of the file.
 const RECORDS_AGAIN: Duration = Duration::from_secs(5);
+/// How long writers may have to stand still for the rest to be copied.
+const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+/// Keys that are named.
+const NAMED: usize = 10;
+/// After a switch that could not be carried out.
+const SWITCH_AGAIN: Duration = Duration::from_secs(30);
+/// How often a comparison of a switch is tried again.
+const COMPARISONS: u32 = 12;
 /// After a comparison that could not be made, such as before the first sync has ended.
 const COMPARE_AGAIN: Duration = Duration::from_secs(5);
 
@@ -77,7 +91,10 @@ impl Agent {
         loop {
             let config = self.state().config.clone();
             tokio::select! {
-                ended = self.follow(&config, before.as_ref()) => return ended,
+                turned = self.follow(&config, before.as_ref()) => match turned {
+                    Turned::Ended(ended) => return ended,
+                    Turned::Again => *self.board.read() = Report::default(),
+                },
                 next = changed(file, &config) => {
                     tracing::info!(fingerprint = next.fingerprint, "the file has changed; it goes on by the new one");
                     self.take(next);
@@ -97,25 +114,38 @@ impl Agent {
         *self.board.read() = Report::default();
         let mut state = self.state();
         (state.known.problem, state.known.notice, state.known.recorded) = (None, None, None);
+        if std::mem::take(&mut state.known.switching)
+            && let Some(switch) = &mut state.known.switch
+        {
+            // Unless the promotion was done: then the records say so, and it is ended.
+            (switch.finished_at, switch.result) = (Some(Timestamp::now()), Some(SwitchResult::Aborted));
+        }
         state.config = config;
     }
 
     /// What etcd's records say of the sites counts: a word in a file alone exchanges no source and target.
-    async fn heed_records(&self, config: &AgentConfig) -> AgentConfig {
-        let recorded = match active_by_records(config).await {
-            Some(active) if active != config.active => active,
-            Some(_) | None => return config.clone(),
-        };
-        let message = format!(
-            "etcd's own records say that {recorded} is active, and the file says {}. This release does not switch sites \
-             over: {recorded} is copied from as before. Write active: {recorded}.",
-            config.active
-        );
-        tracing::error!(reason = %ProblemReason::ActiveMismatch, "{message}");
+    async fn heed_records(&self, config: &AgentConfig) -> Heeded {
+        let heeded = heeded(config, &records(config).await);
         let mut state = self.state();
-        state.known.notice = Some(Problem { reason: ProblemReason::ActiveMismatch, message });
-        state.known.recorded = Some(recorded);
-        state.known.carried_out(config)
+        match &heeded {
+            Heeded::Follow(_) => {}
+            Heeded::NoFence(old) => {
+                state.known.recorded = Some(old.active.clone());
+                state.known.notice = Some(Problem {
+                    reason: ProblemReason::FenceMissing,
+                    message: format!(
+                        "etcd's own records say that {} is active, and the file says {}. Nothing says how writers are \
+                         kept out of {} while the sites are switched, so it is copied from as before. Set fence, or write \
+                         active: {}.",
+                        old.active, config.active, old.active, old.active
+                    ),
+                });
+            }
+            Heeded::Switch { old, .. } | Heeded::Reverse { old, .. } => {
+                state.known.recorded = Some(old.active.clone());
+            }
+        }
+        heeded
     }
 
     /// Resolves when the engine has stopped since the sites' records speak against it.
@@ -128,31 +158,197 @@ impl Agent {
     }
 
     /// By one file; does not end while it cannot or must not copy.
-    async fn follow(&self, config: &AgentConfig, before: Option<&AgentConfig>) -> Ended {
-        let is_new = |of: fn(&AgentConfig) -> &Option<String>| {
-            of(config).is_some() && before.is_none_or(|before| of(before) != of(config))
-        };
-        let config = &self.heed_records(config).await;
-        let order = match order::order(config, is_new(|config| &config.requests.resync)) {
-            Ok(order) => order,
-            Err(problem) => {
-                tracing::error!(reason = %problem.reason, "{}", problem.message);
-                self.state().known.problem = Some(problem);
-                return std::future::pending().await;
-            }
-        };
+    async fn follow(&self, config: &AgentConfig, before: Option<&AgentConfig>) -> Turned {
+        if let Err(problem) = order::order(config, false) {
+            tracing::error!(reason = %problem.reason, "{}", problem.message);
+            self.state().known.problem = Some(problem);
+            return std::future::pending().await;
+        }
         if config.state == RunState::Paused {
             tracing::info!("paused: nothing is copied");
             return std::future::pending().await;
         }
+        match self.heed_records(config).await {
+            Heeded::Follow(config) | Heeded::NoFence(config) => self.copy(&config, before).await,
+            Heeded::Switch { old, to } => self.switch(&old, &to, before).await,
+            Heeded::Reverse { old, to, term } => self.end_switch(&old, &to, term).await,
+        }
+    }
+
+    /// Copies, and compares both sides now and then.
+    async fn copy(&self, config: &AgentConfig, before: Option<&AgentConfig>) -> Turned {
+        let is_new = |of: fn(&AgentConfig) -> &Option<String>| {
+            of(config).is_some() && before.is_none_or(|before| of(before) != of(config))
+        };
+        // It was found good before.
+        let Ok(order) = order::order(config, is_new(|config| &config.requests.resync)) else {
+            return std::future::pending().await;
+        };
         let every = config.verify.map(|verify| Duration::from_secs(verify.every_seconds));
         let first = if is_new(|config| &config.requests.verify) { Some(Duration::ZERO) } else { every };
         let (source, target) = (order.source.clone(), order.target.clone());
         let compare = self.compare(&source, &target, order.settings.id.clone(), first, every);
         tokio::select! {
-            ended = self.mirror(order) => ended,
+            ended = self.mirror(order) => Turned::Ended(ended),
             () = compare => std::future::pending().await,
         }
+    }
+
+    /// Switches the sites over; if that fails, it says why, and copies on as before for a while.
+    async fn switch(&self, old: &AgentConfig, to: &str, before: Option<&AgentConfig>) -> Turned {
+        let Err(problem) = self.steps(old, to).await else { return Turned::Again };
+        tracing::error!("the sites were not switched: {problem}");
+        let mut state = self.state();
+        state.known.switching = false;
+        state.known.notice = Some(Problem {
+            reason: ProblemReason::SwitchRefused,
+            message: format!(
+                "The sites are not switched from {} to {to}: {problem}. {} is copied from as before, and it is tried again \
+                 every {} s. Cure it, or write active: {}.",
+                old.active,
+                old.active,
+                SWITCH_AGAIN.as_secs(),
+                old.active
+            ),
+        });
+        drop(state);
+        tokio::select! {
+            turned = self.copy(old, before) => turned,
+            () = tokio::time::sleep(SWITCH_AGAIN) => Turned::Again,
+        }
+    }
+
+    /// Until the new side is active, and the old one follows it.
+    async fn steps(&self, old: &AgentConfig, to: &str) -> Result<(), String> {
+        let order = order::order(old, false).map_err(|problem| problem.message)?;
+        let pair = pair(old, to)?;
+        self.begin(&old.active, to);
+        self.step("Verify");
+        // Outside of the fence: what is wrong is found before anybody has to stop.
+        tokio::select! {
+            ended = self.mirror(order.clone()) => return Err(format!("the mirror ended: {ended:?}")),
+            verdict = self.equal(&order) => drop(verdict?),
+        }
+        self.step("Fence");
+        match &old.fence {
+            // A person has said that the writers are stopped.
+            Some(Fence::Manual) => {}
+            Some(Fence::Roles { .. }) => return Err("roles are not taken from writers by this release: stop the writers, and set fence.mode: Manual".to_owned()),
+            None => return Err("there is no fence".to_owned()),
+        }
+        self.step("Drain");
+        let late = || format!("the target did not get what the source had within {} s", DRAIN_LIMIT.as_secs());
+        tokio::time::timeout(DRAIN_LIMIT, self.drain(&order)).await.map_err(|_| late())??;
+        self.step("Compare");
+        let compared = self.equal(&order).await?;
+        self.step("Promote");
+        let term = promote(&pair, &compared, to).await.map_err(|error| error.to_string())?;
+        self.state().known.recorded = Some(to.to_owned());
+        self.step("Reverse");
+        let lost = lost(&pair, &order, compared.revision, &old.active).await;
+        reverse(&pair, term, to).await.map_err(|error| error.to_string())?;
+        self.finish(lost);
+        Ok(())
+    }
+
+    /// What is left of a switch whose new side is active.
+    async fn end_switch(&self, old: &AgentConfig, to: &str, term: u64) -> Turned {
+        let done = match pair(old, to) {
+            Ok(pair) => {
+                self.begin(&old.active, to);
+                self.step("Reverse");
+                reverse(&pair, term, to).await.map_err(|error| error.to_string())
+            }
+            Err(why) => Err(why),
+        };
+        match done {
+            Ok(()) => self.finish(None),
+            Err(why) => {
+                tracing::error!("{to} is active, and {} does not follow it yet: {why}", old.active);
+                tokio::time::sleep(RECORDS_AGAIN).await;
+            }
+        }
+        Turned::Again
+    }
+
+    /// Until the target has what the source has now.
+    async fn drain(&self, order: &Order) -> Result<(), String> {
+        let mut order = order.clone();
+        order.settings.mode = Mode::Once;
+        match self.mirror(order).await {
+            Ended::Stopped(Stop::Done) => Ok(()),
+            Ended::Stopped(stop) => Err(stop.to_string()),
+            Ended::Told => Err("it was told to end".to_owned()),
+        }
+    }
+
+    /// Compares both sides; tries again for a while where that is not possible yet.
+    async fn equal(&self, order: &Order) -> Result<Verdict, String> {
+        let mut tries = 0;
+        loop {
+            match verify(&order.source, &order.target, &order.settings.id).await {
+                Ok(verdict) => {
+                    self.note(&verdict);
+                    let Counts { missing, differing, extra, .. } = verdict.counts;
+                    return if missing + differing + extra == 0 {
+                        Ok(verdict)
+                    } else {
+                        Err(format!(
+                            "the side that follows lacks {missing} keys, has {extra} of its own, and {differing} differ"
+                        ))
+                    };
+                }
+                Err(error) if tries == COMPARISONS => return Err(error.to_string()),
+                Err(_) => tokio::time::sleep(COMPARE_AGAIN).await,
+            }
+            tries += 1;
+        }
+    }
+
+    fn begin(&self, from: &str, to: &str) {
+        let mut state = self.state();
+        (state.known.switching, state.known.notice) = (true, None);
+        let goes_on = state.known.switch.as_ref().is_some_and(|switch| switch.to == to && switch.result.is_none());
+        if !goes_on {
+            let switch = Switch { from: from.to_owned(), to: to.to_owned(), ..Switch::default() };
+            state.known.switch = Some(switch);
+        }
+    }
+
+    /// Ends the step that is under way, and begins another.
+    fn step(&self, name: &str) {
+        tracing::info!(step = name, "the sites are switched");
+        let mut state = self.state();
+        let Some(switch) = &mut state.known.switch else { return };
+        let now = Timestamp::now();
+        if let Some(last) = switch.steps.last_mut() {
+            last.finished_at.get_or_insert(now);
+        }
+        switch.steps.push(SwitchStep { name: name.to_owned(), started_at: now, finished_at: None });
+    }
+
+    fn finish(&self, lost: Option<String>) {
+        let mut state = self.state();
+        state.known.switching = false;
+        let Some(switch) = &mut state.known.switch else { return };
+        let now = Timestamp::now();
+        if let Some(last) = switch.steps.last_mut() {
+            last.finished_at.get_or_insert(now);
+        }
+        (switch.finished_at, switch.result, switch.lost) = (Some(now), Some(SwitchResult::Done), lost);
+    }
+
+    fn note(&self, verdict: &Verdict) {
+        let counts = verdict.counts;
+        tracing::info!(?counts, revision = verdict.revision, "both sides were compared");
+        self.state().known.verification = Some(Verification {
+            time: Timestamp::now(),
+            revision: verdict.revision,
+            keys: counts.equal + counts.missing + counts.differing,
+            missing: counts.missing,
+            extra: counts.extra,
+            different: counts.differing,
+        });
     }
 
     async fn mirror(&self, order: Order) -> Ended {
@@ -180,16 +376,7 @@ impl Agent {
             tokio::time::sleep(wait).await;
             next = match verify(source, target, &id).await {
                 Ok(verdict) => {
-                    let counts = verdict.counts;
-                    tracing::info!(?counts, revision = verdict.revision, "both sides were compared");
-                    self.state().known.verification = Some(Verification {
-                        time: Timestamp::now(),
-                        revision: verdict.revision,
-                        keys: counts.equal + counts.missing + counts.differing,
-                        missing: counts.missing,
-                        extra: counts.extra,
-                        different: counts.differing,
-                    });
+                    self.note(&verdict);
                     every
                 }
                 Err(error) => {
@@ -202,19 +389,86 @@ impl Agent {
     }
 }
 
-/// The site that both sides' records call active; `None`: they name none, or cannot be read.
-async fn active_by_records(config: &AgentConfig) -> Option<String> {
-    let order = order::order(config, false).ok()?;
-    let (source, target) = order::sites(config).ok()?;
-    let (here, there) =
-        tokio::join!(record(&order.source, &order.settings.id), record(&order.target, &order.settings.id));
-    let (here, there) = (here?, there?);
-    match (here.role, there.role) {
-        _ if here.term != there.term => None,
-        (SiteRole::Active, SiteRole::Follower) => Some(source.name.clone()),
-        (SiteRole::Follower, SiteRole::Active) => Some(target.name.clone()),
-        (SiteRole::Active, SiteRole::Active) | (SiteRole::Follower, SiteRole::Follower) => None,
+/// Why an agent does not go on as it did.
+enum Turned {
+    /// It is over.
+    Ended(Ended),
+    /// The sites' records have changed, or may have.
+    Again,
+}
+
+/// Writes of the old side that came after the last copy, in a sentence.
+async fn lost(pair: &Pair, order: &Order, since: i64, old: &str) -> Option<String> {
+    match late(pair, &order.settings.config, since).await {
+        Ok(keys) if keys.is_empty() => None,
+        Ok(keys) => {
+            let named: Vec<String> = keys.iter().take(NAMED).map(|key| shown(key)).collect();
+            Some(format!(
+                "{} keys were written at {old} after the last copy, although its writers were said to be stopped: {}. They \
+                 are made as they are at the new side",
+                keys.len(),
+                named.join(", ")
+            ))
+        }
+        Err(error) => Some(format!("it is not known what was written at {old} after the last copy: {error}")),
     }
+}
+
+/// Both sides, as a switch needs them.
+fn pair(old: &AgentConfig, to: &str) -> Result<Pair, String> {
+    let renames = old.mappings.iter().any(|prefixes| prefixes.values().any(|one| prefixes.values().any(|other| one != other)));
+    if renames && !old.ignore.is_empty() && old.ignore_site.is_none() {
+        return Err("the mappings rename keys, and nothing says by whose names the patterns of ignore are matched: set ignoreSite".to_owned());
+    }
+    let there = order::order(old, false).map_err(|problem| problem.message)?;
+    let new = AgentConfig { active: to.to_owned(), ..old.clone() };
+    let back = order::order(&new, false).map_err(|problem| problem.message)?;
+    Ok(Pair { id: there.settings.id, old: there.source, new: there.target, back: back.settings.config })
+}
+
+/// What is to be done by the sites' records and the file.
+#[derive(Clone, Debug, PartialEq)]
+enum Heeded {
+    /// To copy as this says.
+    Follow(Box<AgentConfig>),
+    /// To copy as before, although the file wants another site active.
+    NoFence(Box<AgentConfig>),
+    /// To switch from the site that is active to the other one.
+    Switch { old: Box<AgentConfig>, to: String },
+    /// To end a switch whose promotion was done.
+    Reverse { old: Box<AgentConfig>, to: String, term: u64 },
+}
+
+/// Pure: `records` are those of the sites, in the order of the file.
+fn heeded(config: &AgentConfig, records: &[Option<Site>; 2]) -> Heeded {
+    let by = |active: &str| Box::new(AgentConfig { active: active.to_owned(), ..config.clone() });
+    let follow = || Heeded::Follow(Box::new(config.clone()));
+    let ([first, second], [Some(here), Some(there)]) = (&config.sites, records) else { return follow() };
+    let (active, other) = match (here.role, there.role) {
+        (SiteRole::Active, SiteRole::Follower) if here.term == there.term => (first, second),
+        (SiteRole::Follower, SiteRole::Active) if here.term == there.term => (second, first),
+        (SiteRole::Active, SiteRole::Active) if here.term + 1 == there.term => {
+            return Heeded::Reverse { old: by(&first.name), to: second.name.clone(), term: there.term };
+        }
+        (SiteRole::Active, SiteRole::Active) if there.term + 1 == here.term => {
+            return Heeded::Reverse { old: by(&second.name), to: first.name.clone(), term: here.term };
+        }
+        (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => return follow(),
+    };
+    match (&config.fence, config.active == other.name) {
+        (_, false) => Heeded::Follow(by(&active.name)),
+        (None, true) => Heeded::NoFence(by(&active.name)),
+        (Some(_), true) => Heeded::Switch { old: by(&active.name), to: other.name.clone() },
+    }
+}
+
+/// The keys `site` of both sides, in the order of the file; `None`: there is none, or it cannot be read.
+async fn records(config: &AgentConfig) -> [Option<Site>; 2] {
+    let Ok(order) = order::order(config, false) else { return [None, None] };
+    let (source, target) =
+        tokio::join!(record(&order.source, &order.settings.id), record(&order.target, &order.settings.id));
+    let [first, _] = &config.sites;
+    if config.active == first.name { [source, target] } else { [target, source] }
 }
 
 /// What one side's key `site` says, within a few seconds.

@@ -157,6 +157,8 @@ pub enum ProblemReason {
     FenceMissing,
     /// Writers cannot be stopped as asked.
     FenceRefused,
+    /// The sites cannot be switched now.
+    SwitchRefused,
     /// Another agent has taken over.
     AnotherAgent,
     /// Somebody else writes to the mirrored range of the target.
@@ -188,6 +190,7 @@ impl ProblemReason {
         Self::PruneRefused,
         Self::FenceMissing,
         Self::FenceRefused,
+        Self::SwitchRefused,
         Self::AnotherAgent,
         Self::ForeignWrites,
     ];

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::config::{AgentConfig, RunState};
 use super::order::sites;
 use super::status::{
-    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Verification, WaitingPlan,
+    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Switch, Verification, WaitingPlan,
 };
 use crate::mirror::checkpoint::SiteRole;
 use crate::mirror::machine::View;
@@ -29,6 +29,10 @@ pub struct Known {
     pub verification: Option<Verification>,
     /// The target was equal to the source once.
     pub synced: bool,
+    /// The sites are being switched.
+    pub switching: bool,
+    /// The switch that is under way, or the last one.
+    pub switch: Option<Switch>,
 }
 
 impl Known {
@@ -45,9 +49,10 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
     let problem = known.problem.clone().or_else(|| standing(config, report, now));
     let mut status = AgentStatus {
         fingerprint: config.fingerprint.clone(),
-        phase: phase(config, report, problem.is_some()),
+        phase: phase(config, report, known.switching, problem.is_some()),
         problem: problem.or_else(|| known.notice.clone()),
         active: known.recorded.clone(),
+        switch: known.switch.clone(),
         initial_sync_done: known.synced,
         verification: known.verification.clone(),
         plan: report.stopped.as_ref().and_then(plan),
@@ -61,9 +66,12 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
     status
 }
 
-fn phase(config: &AgentConfig, report: &Report, problem: bool) -> AgentPhase {
+fn phase(config: &AgentConfig, report: &Report, switching: bool, problem: bool) -> AgentPhase {
     if config.state == RunState::Paused {
         return AgentPhase::Paused;
+    }
+    if switching {
+        return AgentPhase::Switching;
     }
     if problem {
         return AgentPhase::Stopped;
@@ -98,7 +106,7 @@ fn numbers(status: &mut AgentStatus, config: &AgentConfig, report: &Report, view
     if let (Some(site), Ok((source, target))) = (&view.site, sites(config)) {
         status.term = Some(site.term);
         let active = if site.role == SiteRole::Active { target } else { source };
-        status.active = Some(active.name.clone());
+        status.active.get_or_insert_with(|| active.name.clone());
     }
 }
 

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use quorate::mirror::agent::config::{AgentConfig, RunState};
-use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason};
+use quorate::mirror::agent::config::{AgentConfig, Fence, RunState};
+use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason, SwitchResult};
 use quorate_pair::Pair;
 use quorate_pair::programs::until;
 use tempfile::TempDir;
@@ -132,6 +132,53 @@ async fn what_a_file_asks_for_in_vain_is_told_and_curing_it_lets_it_go_on() {
     until_it_says(&agent, "that it follows again", |status| status.phase == AgentPhase::Streaming).await;
 }
 
+/// Case 28, with a person as the fence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sites_are_switched_and_switched_back() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.fill("/k/", 300, 10).await;
+    let mut file = File::of(&pair);
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    file.change(|config| {
+        config.fence = Some(Fence::Manual);
+        config.active = "b".to_owned();
+    });
+    let follows = |active: &'static str| {
+        move |status: &AgentStatus| {
+            status.phase == AgentPhase::Streaming && status.active.as_deref() == Some(active)
+        }
+    };
+    let said = until_it_says(&agent, "that b is active", follows("b")).await;
+    let switch = said.switch.unwrap();
+    assert_eq!((switch.result, switch.lost), (Some(SwitchResult::Done), None));
+    let names: Vec<&str> = switch.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(names, ["Verify", "Fence", "Drain", "Compare", "Promote", "Reverse"]);
+    assert_eq!((said.term, said.problem), (Some(2), None));
+    assert_eq!((said.counters.puts, said.counters.deletes), (0, 0), "what was equal was written again");
+    pair.target.etcd.put("/k/at b", "1").await;
+    alike(&pair.target, "/k/", &pair.source, "/k/").await;
+
+    // Killed wherever it is, it ends what it began.
+    file.change(|config| config.active = "a".to_owned());
+    agent.kill();
+    let mut kills = 0;
+    let agent = loop {
+        let agent = Mirror::by_file(&file.path());
+        super::pass(std::time::Duration::from_millis(700 + 150 * kills)).await;
+        if status(&agent).await.is_some_and(|status| follows("a")(&status)) {
+            break agent;
+        }
+        kills += 1;
+        agent.kill();
+    };
+    pair.source.etcd.put("/k/at a", "1").await;
+    alike(&pair.source, "/k/", &pair.target, "/k/").await;
+    let said = until_it_says(&agent, "that a is active", follows("a")).await;
+    assert_eq!(said.term, Some(3), "after {kills} kills");
+    assert_eq!(held(&pair.target, "/k/").await.len(), 302);
+}
+
 /// What etcd's own records say counts: a changed word in a file alone exchanges no source and target.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_is_told_the_other_direction_writes_nothing() {
@@ -146,7 +193,7 @@ async fn an_agent_that_is_told_the_other_direction_writes_nothing() {
         config.active = "b".to_owned();
         (config.overwrite, config.prune) = (true, true);
     });
-    let mismatch = |status: &AgentStatus| problem(status) == Some(ProblemReason::ActiveMismatch);
+    let mismatch = |status: &AgentStatus| problem(status) == Some(ProblemReason::FenceMissing);
     let said = until_it_says(&agent, "that the other site is active", mismatch).await;
     assert_eq!(said.active.as_deref(), Some("a"), "{said:?}");
     assert_eq!(held(&pair.source, "/k/").await, before, "the active site was written to");
