@@ -118,6 +118,26 @@ async fn a_pair_of_clusters_is_mirrored_whatever_becomes_of_the_agent() {
     .await;
 }
 
+/// To the other side and back, with nobody writing.
+async fn switched(story: &Story) {
+    change(story, json!({"active": "a"})).await;
+    until(story, "follows", says("Healthy")).await;
+    let switch = ["mirror", "switch", "pair", "--writers-stopped", "--wait=3m", "-n", &story.namespace];
+    let (code, said, wrong) = quorate(&switch);
+    assert_eq!(code, Some(0), "{said}{wrong}");
+    let status = until(story, "follows the other site", says("Healthy")).await;
+    assert_eq!((status.source.as_deref(), status.term), (Some("b"), Some(2)));
+    change(story, json!({"active": "a"})).await;
+    let back = |status: &EtcdMirrorStatus| status.term == Some(3) && says("Healthy")(status);
+    until(story, "is switched back", back).await;
+    story.write("k/after-", 10).await;
+    assert_eq!(alike(story, "k/").await, 420);
+    measured(&format!(
+        "a mirror was switched and switched back: {}",
+        said.lines().last().unwrap_or_default()
+    ));
+}
+
 async fn told_and_stopped(story: &Story) {
     let (code, _, wrong) = quorate(&["mirror", "verify", "pair", "-n", &story.namespace]);
     assert_eq!(code, Some(0), "{wrong}");
@@ -132,7 +152,8 @@ async fn told_and_stopped(story: &Story) {
     story.write("k/as-before-", 10).await;
     assert_eq!(alike(story, "k/").await, 410);
 
-    change(story, json!({"active": "a", "state": "Stopped"})).await;
+    switched(story).await;
+    change(story, json!({"state": "Stopped"})).await;
     until(story, "is stopped", says("StoppedByUser")).await;
     let gone = async || {
         let agent = story.api::<Deployment>().get("pair-agent").await.ok()?;

@@ -8,9 +8,7 @@ use jiff::Timestamp;
 
 use super::config::{AgentConfig, Fence, RunState};
 use super::order;
-use super::status::{
-    AgentStatus, Problem, ProblemReason, Switch, SwitchResult, SwitchStep, Verification,
-};
+use super::status::{AgentStatus, Problem, ProblemReason, Switch, SwitchResult, SwitchStep, Verification};
 use super::switch::{Pair, late, promote, reverse};
 use super::tell::{self, Known};
 use crate::mirror::checkpoint::{Site, SiteRole};
@@ -30,7 +28,7 @@ const RECORDS_DEADLINE: Duration = Duration::from_secs(8);
 /// After they spoke against the direction of the file.
 const RECORDS_AGAIN: Duration = Duration::from_secs(5);
 /// How long writers may have to stand still for the rest to be copied.
-const DRAIN_LIMIT: Duration = Duration::from_secs(600);
+const DRAIN_LIMIT: Duration = Duration::from_mins(10);
 /// Keys that are named.
 const NAMED: usize = 10;
 /// After a switch that could not be carried out.
@@ -197,25 +195,25 @@ impl Agent {
     /// Switches the sites over; if that fails, it says why, and copies on as before for a while.
     async fn switch(&self, old: &AgentConfig, to: &str, before: Option<&AgentConfig>) -> Turned {
         let Err(problem) = self.steps(old, to).await else { return Turned::Again };
-        tracing::error!("the sites were not switched: {problem}");
+        self.refuse(&old.active, to, &problem);
+        tokio::select! {
+            turned = self.copy(old, before) => turned,
+            () = tokio::time::sleep(SWITCH_AGAIN) => Turned::Again,
+        }
+    }
+
+    fn refuse(&self, from: &str, to: &str, why: &str) {
+        tracing::error!("the sites were not switched: {why}");
+        let seconds = SWITCH_AGAIN.as_secs();
         let mut state = self.state();
         state.known.switching = false;
         state.known.notice = Some(Problem {
             reason: ProblemReason::SwitchRefused,
             message: format!(
-                "The sites are not switched from {} to {to}: {problem}. {} is copied from as before, and it is tried again \
-                 every {} s. Cure it, or write active: {}.",
-                old.active,
-                old.active,
-                SWITCH_AGAIN.as_secs(),
-                old.active
+                "The sites are not switched from {from} to {to}: {why}. {from} is copied from as before, and it is tried \
+                 again every {seconds} s. Cure it, or write active: {from}."
             ),
         });
-        drop(state);
-        tokio::select! {
-            turned = self.copy(old, before) => turned,
-            () = tokio::time::sleep(SWITCH_AGAIN) => Turned::Again,
-        }
     }
 
     /// Until the new side is active, and the old one follows it.
@@ -237,7 +235,8 @@ impl Agent {
             None => return Err("there is no fence".to_owned()),
         }
         self.step("Drain");
-        let late = || format!("the target did not get what the source had within {} s", DRAIN_LIMIT.as_secs());
+        let late =
+            || format!("the target did not get what the source had within {} s", DRAIN_LIMIT.as_secs());
         tokio::time::timeout(DRAIN_LIMIT, self.drain(&order)).await.map_err(|_| late())??;
         self.step("Compare");
         let compared = self.equal(&order).await?;
@@ -308,7 +307,8 @@ impl Agent {
     fn begin(&self, from: &str, to: &str) {
         let mut state = self.state();
         (state.known.switching, state.known.notice) = (true, None);
-        let goes_on = state.known.switch.as_ref().is_some_and(|switch| switch.to == to && switch.result.is_none());
+        let goes_on =
+            state.known.switch.as_ref().is_some_and(|switch| switch.to == to && switch.result.is_none());
         if !goes_on {
             let switch = Switch { from: from.to_owned(), to: to.to_owned(), ..Switch::default() };
             state.known.switch = Some(switch);
@@ -416,7 +416,10 @@ async fn lost(pair: &Pair, order: &Order, since: i64, old: &str) -> Option<Strin
 
 /// Both sides, as a switch needs them.
 fn pair(old: &AgentConfig, to: &str) -> Result<Pair, String> {
-    let renames = old.mappings.iter().any(|prefixes| prefixes.values().any(|one| prefixes.values().any(|other| one != other)));
+    let renames = old
+        .mappings
+        .iter()
+        .any(|prefixes| prefixes.values().any(|one| prefixes.values().any(|other| one != other)));
     if renames && !old.ignore.is_empty() && old.ignore_site.is_none() {
         return Err("the mappings rename keys, and nothing says by whose names the patterns of ignore are matched: set ignoreSite".to_owned());
     }

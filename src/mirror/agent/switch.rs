@@ -112,10 +112,14 @@ pub async fn reverse(pair: &Pair, term: u64, to: &str) -> Result<(), SwitchError
             )));
         }
         let source = identity(&new, pair).await?;
-        let next =
-            Site { term, role: SiteRole::Follower, peer: source.cluster.to_string(), handled_active: to.to_owned() };
-        let written = old.kv_client().txn(follows(pair, &own, site, &next, source));
-        let answer = within(written).await.map_err(said(&pair.old))?;
+        let next = Site {
+            term,
+            role: SiteRole::Follower,
+            peer: source.cluster.to_string(),
+            handled_active: to.to_owned(),
+        };
+        let written = follows(pair, &own, site, &next, source);
+        let answer = within(old.kv_client().txn(written)).await.map_err(said(&pair.old))?;
         if answer.succeeded() {
             return Ok(());
         }
@@ -135,8 +139,8 @@ pub async fn late(pair: &Pair, config: &Config, since: i64) -> Result<Vec<Vec<u8
                 .with_range(span.range_end())
                 .with_keys_only()
                 .with_min_mod_revision(since + 1);
-            let read = client.kv_client().get(span.start, Some(options));
-            let found = within(read).await.map_err(said(&pair.old))?;
+            let found =
+                within(client.kv_client().get(span.start, Some(options))).await.map_err(said(&pair.old))?;
             keys.extend(found.kvs().iter().map(|kv| kv.key().to_vec()));
         }
         keys.retain(|key| matches!(keyspace.of_source(key), Fate::Mirrored(_)));
@@ -164,7 +168,11 @@ fn follows(pair: &Pair, own: &Own, site: &Stored, next: &Site, source: Identity)
         Compare::mod_revision(key(name), CompareOp::Equal, modified)
     };
     Txn::new()
-        .when([is(key("site"), site), unchanged("owner", &own.owner), unchanged("checkpoint", &own.checkpoint)])
+        .when([
+            is(key("site"), site),
+            unchanged("owner", &own.owner),
+            unchanged("checkpoint", &own.checkpoint),
+        ])
         .and_then([
             TxnOp::put(key("site"), next.text(), None),
             TxnOp::put(key("owner"), owner.text(), None),
@@ -175,7 +183,8 @@ fn follows(pair: &Pair, own: &Own, site: &Stored, next: &Site, source: Identity)
 /// Whether the checkpoint is the one of the comparison.
 fn is_as_compared(checkpoint: &Stored, compared: &Verdict) -> Result<(), SwitchError> {
     let position = Checkpoint::parse(&checkpoint.value).map(|checkpoint| checkpoint.position);
-    let same = matches!(position, Ok(Position::Stream { revision, offset: 0 }) if revision == compared.revision);
+    let same =
+        matches!(position, Ok(Position::Stream { revision, offset: 0 }) if revision == compared.revision);
     if same && checkpoint.modified == compared.target_revision {
         return Ok(());
     }

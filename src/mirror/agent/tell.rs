@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use super::config::{AgentConfig, RunState};
 use super::order::sites;
 use super::status::{
-    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Switch, Verification, WaitingPlan,
+    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Switch, Verification,
+    WaitingPlan,
 };
 use crate::mirror::checkpoint::SiteRole;
 use crate::mirror::machine::View;

@@ -190,8 +190,8 @@ async fn a_cut_comes_after_so_many_bytes() {
     let sent = vec![7; 1_000_000];
     let (_, read) = tokio::join!(writes.write_all(&sent), reads.read_to_end(&mut got));
     assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    // What was read at once with the last straw may come, too.
-    assert!((1..=150_000).contains(&got.len()), "{}", got.len());
+    // What was read at once with the last straw may come, too, and what was on its way by then.
+    assert!((1..=500_000).contains(&got.len()), "{}", got.len());
     round_trip(&mut echo.connect().await).await;
 }
 
