@@ -237,10 +237,13 @@ fn progress(status: &EtcdMirrorStatus, to: &str) -> (String, Option<Exit>) {
     if let Some(stalled) = status.conditions.iter().find(|condition| condition.type_ == "Stalled") {
         return (format!("Stalled    {}\n", stalled.message), Some(Exit::Unavailable));
     }
+    // An agent that was exchanged after the switch has not seen its steps; which site is active is in etcd.
+    let mut conditions = status.conditions.iter();
+    let is_ready = conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let is_active = status.source.as_deref() == Some(to);
     match switch.step.as_str() {
-        "Done" if status.source.as_deref() == Some(to) => {
-            (format!("Done       {to} is active\n"), Some(Exit::Done))
-        }
+        "Done" if is_active => (format!("Done       {to} is active\n"), Some(Exit::Done)),
+        "" if is_active && is_ready => (format!("Done       {to} is active\n"), Some(Exit::Done)),
         "Aborted" => ("Aborted    the old site stays active\n".to_owned(), Some(Exit::Unavailable)),
         "" | "Done" => ("Waiting    the agent is started anew\n".to_owned(), None),
         step => (format!("{step:<10} {} -> {}\n", switch.from, switch.to), None),
@@ -495,6 +498,9 @@ mod tests {
         let earlier =
             of(json!({"source": "eqiad", "switch": {"from": "codfw", "to": "eqiad", "step": "Done"}}));
         assert_eq!(earlier.1, None, "a switch of another day");
+        let exchanged =
+            of(json!({"source": "codfw", "conditions": [condition("Ready", "True", "Healthy", "")]}));
+        assert_eq!(exchanged.1, Some(Exit::Done), "by an agent that is gone");
         let stalled =
             of(json!({"conditions": [condition("Stalled", "True", "FenceRefused", "Auth is off.")]}));
         assert_eq!(stalled, ("Stalled    Auth is off.\n".to_owned(), Some(Exit::Unavailable)));
