@@ -97,7 +97,7 @@ impl Agent {
                     tracing::info!(fingerprint = next.fingerprint, "the file has changed; it goes on by the new one");
                     self.take(next);
                 }
-                () = self.mismatched() => *self.board.read() = Report::default(),
+                () = self.mismatched(&config) => *self.board.read() = Report::default(),
                 () = &mut told => return Ended::Told,
             }
             before = Some(config);
@@ -126,7 +126,7 @@ impl Agent {
         let heeded = heeded(config, &records(config).await);
         let mut state = self.state();
         match &heeded {
-            Heeded::Follow(_) => {}
+            Heeded::Follow(_) => (state.known.recorded, state.known.notice) = (None, None),
             Heeded::NoFence(old) => {
                 state.known.recorded = Some(old.active.clone());
                 state.known.notice = Some(Problem {
@@ -146,13 +146,16 @@ impl Agent {
         heeded
     }
 
-    /// Resolves when the engine has stopped since the sites' records speak against it.
-    async fn mismatched(&self) {
-        let mut clock = tokio::time::interval(READ_AGAIN);
-        while !matches!(self.board.read().stopped, Some(Stop::Site(_))) {
+    /// Resolves when the engine has stopped since the sites' records speak against it, and they say what to do instead.
+    async fn mismatched(&self, config: &AgentConfig) {
+        let mut clock = tokio::time::interval(RECORDS_AGAIN);
+        loop {
             clock.tick().await;
+            let stopped = matches!(self.board.read().stopped, Some(Stop::Site(_) | Stop::Promoted));
+            if stopped && heeded(config, &records(config).await) != Heeded::Follow(Box::new(config.clone())) {
+                return;
+            }
         }
-        tokio::time::sleep(RECORDS_AGAIN).await;
     }
 
     /// By one file; does not end while it cannot or must not copy.
@@ -195,6 +198,13 @@ impl Agent {
     /// Switches the sites over; if that fails, it says why, and copies on as before for a while.
     async fn switch(&self, old: &AgentConfig, to: &str, before: Option<&AgentConfig>) -> Turned {
         let Err(problem) = self.steps(old, to).await else { return Turned::Again };
+        let again = Heeded::Switch { old: Box::new(old.clone()), to: to.to_owned() };
+        let wanted = AgentConfig { active: to.to_owned(), ..old.clone() };
+        if heeded(&wanted, &records(&wanted).await) != again {
+            // It was promoted all the same, or somebody else has switched.
+            tracing::warn!("a step of the switch failed, and the sites' records have changed: {problem}");
+            return Turned::Again;
+        }
         self.refuse(&old.active, to, &problem);
         tokio::select! {
             turned = self.copy(old, before) => turned,
@@ -450,10 +460,16 @@ fn heeded(config: &AgentConfig, records: &[Option<Site>; 2]) -> Heeded {
     let (active, other) = match (here.role, there.role) {
         (SiteRole::Active, SiteRole::Follower) if here.term == there.term => (first, second),
         (SiteRole::Follower, SiteRole::Active) if here.term == there.term => (second, first),
-        (SiteRole::Active, SiteRole::Active) if here.term + 1 == there.term => {
+        // A promotion by hand leaves the word of the last switch as it was: what the old side has of its own since then
+        // is nobody's to overwrite.
+        (SiteRole::Active, SiteRole::Active)
+            if here.term + 1 == there.term && there.handled_active == second.name =>
+        {
             return Heeded::Reverse { old: by(&first.name), to: second.name.clone(), term: there.term };
         }
-        (SiteRole::Active, SiteRole::Active) if there.term + 1 == here.term => {
+        (SiteRole::Active, SiteRole::Active)
+            if there.term + 1 == here.term && here.handled_active == first.name =>
+        {
             return Heeded::Reverse { old: by(&second.name), to: first.name.clone(), term: here.term };
         }
         (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => return follow(),
@@ -500,6 +516,61 @@ async fn changed(file: &Path, config: &AgentConfig) -> AgentConfig {
                     said = Some(error);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(active: &str, fence: Option<Fence>) -> AgentConfig {
+        let text = r#"{"fingerprint": "f", "id": "default", "active": "", "sites": [
+            {"name": "a", "endpoints": ["http://a:1"]}, {"name": "b", "endpoints": ["http://b:1"]}]}"#;
+        let config: AgentConfig = serde_json::from_str(text).unwrap();
+        AgentConfig { active: active.to_owned(), fence, ..config }
+    }
+
+    fn site(role: SiteRole, term: u64, handled: &str) -> Option<Site> {
+        Some(Site { term, role, peer: String::new(), handled_active: handled.to_owned() })
+    }
+
+    #[test]
+    fn the_records_say_what_is_copied_and_the_file_what_is_wished() {
+        let manual = || Some(Fence::Manual);
+        let old = || Box::new(config("a", manual()));
+        let (active, follower) = (site(SiteRole::Active, 1, "a"), site(SiteRole::Follower, 1, "a"));
+        let records = [active.clone(), follower];
+        assert_eq!(heeded(&config("a", manual()), &records), Heeded::Follow(old()));
+        assert_eq!(heeded(&config("b", None), &records), Heeded::NoFence(Box::new(config("a", None))));
+        let switch = Heeded::Switch { old: old(), to: "b".to_owned() };
+        assert_eq!(heeded(&config("b", manual()), &records), switch);
+        // Whatever the file says by then: what was promoted by a switch is ended.
+        let promoted = [active.clone(), site(SiteRole::Active, 2, "b")];
+        for wished in ["a", "b"] {
+            let reverse = Heeded::Reverse { old: old(), to: "b".to_owned(), term: 2 };
+            assert_eq!(heeded(&config(wished, manual()), &promoted), reverse);
+        }
+    }
+
+    #[test]
+    fn what_somebody_promoted_by_hand_is_not_turned_into_a_mirror_the_other_way() {
+        let forced = [site(SiteRole::Active, 1, "a"), site(SiteRole::Active, 2, "a")];
+        for wished in ["a", "b"] {
+            let file = config(wished, Some(Fence::Manual));
+            assert_eq!(
+                heeded(&file, &forced),
+                Heeded::Follow(Box::new(file.clone())),
+                "the engine refuses it"
+            );
+        }
+    }
+
+    #[test]
+    fn without_records_the_file_counts() {
+        for records in [[None, None], [site(SiteRole::Active, 1, "a"), None]] {
+            let file = config("b", Some(Fence::Manual));
+            assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
         }
     }
 }

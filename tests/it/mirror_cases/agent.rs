@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use quorate::mirror::agent::config::{AgentConfig, Fence, RunState};
 use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason, SwitchResult};
@@ -39,6 +40,10 @@ impl File {
         let next = self.folder.path().join("next");
         fs::write(&next, serde_saphyr::to_string(&self.config).unwrap()).unwrap();
         fs::rename(next, self.path()).unwrap();
+    }
+
+    fn fingerprint(&self) -> String {
+        self.config.clone().fingerprinted().fingerprint
     }
 
     fn change(&mut self, change: impl FnOnce(&mut AgentConfig)) {
@@ -98,7 +103,7 @@ async fn an_agent_mirrors_by_its_file_and_follows_it() {
     alike(&pair.source, "/k/", &pair.target, "/k/").await;
     assert!(held(&pair.target, "/locks/").await.is_empty(), "an ignored key was copied");
     let fingerprint = status(&agent).await.unwrap().fingerprint;
-    assert_eq!(fingerprint, file.config.clone().fingerprinted().fingerprint);
+    assert_eq!(fingerprint, file.fingerprint());
     assert_eq!(agent.terminate().await.code, Some(0));
 }
 
@@ -130,6 +135,33 @@ async fn what_a_file_asks_for_in_vain_is_told_and_curing_it_lets_it_go_on() {
     assert!(said.initial_sync_done, "what is known is not forgotten");
     pair.source.hold(false);
     until_it_says(&agent, "that it follows again", |status| status.phase == AgentPhase::Streaming).await;
+}
+
+/// Case 29: what the lost side has of its own is nobody's to overwrite.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_promotion_by_hand_nothing_is_copied_either_way() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.fill("/k/", 20, 10).await;
+    let mut file = File::of(&pair);
+    file.change(|config| config.fence = Some(Fence::Manual));
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    let mut promote = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    promote.args(["mirror", "promote", "--target", &pair.target.endpoints()]);
+    assert!(promote.output().unwrap().status.success());
+    pair.source.etcd.put("/k/of the lost side", "1").await;
+    let mismatch = |status: &AgentStatus| problem(status) == Some(ProblemReason::ActiveMismatch);
+    until_it_says(&agent, "that somebody promoted", mismatch).await;
+    for active in ["b", "a"] {
+        file.change(|config| config.active = active.to_owned());
+        until_it_says(&agent, "that it knows the new file", |status| {
+            status.fingerprint == file.fingerprint()
+        })
+        .await;
+        until_it_says(&agent, "the same of it", mismatch).await;
+    }
+    assert_eq!(held(&pair.source, "/k/").await.len(), 21, "the lost side was written to");
+    assert_eq!(held(&pair.target, "/k/").await.len(), 20);
 }
 
 /// Case 28, with a person as the fence.
