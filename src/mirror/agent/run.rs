@@ -531,22 +531,23 @@ mod tests {
         AgentConfig { active: active.to_owned(), fence, ..config }
     }
 
-    fn site(role: SiteRole, term: u64, handled: &str) -> Option<Site> {
-        Some(Site { term, role, peer: String::new(), handled_active: handled.to_owned() })
+    fn site(role: SiteRole, term: u64, handled: &str) -> Site {
+        Site { term, role, peer: String::new(), handled_active: handled.to_owned() }
     }
 
     #[test]
     fn the_records_say_what_is_copied_and_the_file_what_is_wished() {
         let manual = || Some(Fence::Manual);
         let old = || Box::new(config("a", manual()));
-        let (active, follower) = (site(SiteRole::Active, 1, "a"), site(SiteRole::Follower, 1, "a"));
+        let (active, follower) =
+            (Some(site(SiteRole::Active, 1, "a")), Some(site(SiteRole::Follower, 1, "a")));
         let records = [active.clone(), follower];
         assert_eq!(heeded(&config("a", manual()), &records), Heeded::Follow(old()));
         assert_eq!(heeded(&config("b", None), &records), Heeded::NoFence(Box::new(config("a", None))));
         let switch = Heeded::Switch { old: old(), to: "b".to_owned() };
         assert_eq!(heeded(&config("b", manual()), &records), switch);
         // Whatever the file says by then: what was promoted by a switch is ended.
-        let promoted = [active.clone(), site(SiteRole::Active, 2, "b")];
+        let promoted = [active.clone(), Some(site(SiteRole::Active, 2, "b"))];
         for wished in ["a", "b"] {
             let reverse = Heeded::Reverse { old: old(), to: "b".to_owned(), term: 2 };
             assert_eq!(heeded(&config(wished, manual()), &promoted), reverse);
@@ -555,7 +556,7 @@ mod tests {
 
     #[test]
     fn what_somebody_promoted_by_hand_is_not_turned_into_a_mirror_the_other_way() {
-        let forced = [site(SiteRole::Active, 1, "a"), site(SiteRole::Active, 2, "a")];
+        let forced = [Some(site(SiteRole::Active, 1, "a")), Some(site(SiteRole::Active, 2, "a"))];
         for wished in ["a", "b"] {
             let file = config(wished, Some(Fence::Manual));
             assert_eq!(
@@ -568,7 +569,7 @@ mod tests {
 
     #[test]
     fn without_records_the_file_counts() {
-        for records in [[None, None], [site(SiteRole::Active, 1, "a"), None]] {
+        for records in [[None, None], [Some(site(SiteRole::Active, 1, "a")), None]] {
             let file = config("b", Some(Fence::Manual));
             assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
         }
