@@ -29,5 +29,6 @@ mod mirror_reconcile;
 mod offline;
 mod plan;
 mod rotation;
+mod seeds;
 mod tidy;
 mod world;

@@ -14,7 +14,6 @@ mod real;
 mod server;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate::mirror::config::{Config, Leases, Limits, Policy};
 use quorate::mirror::keyspace::{Mapping, Side};
@@ -24,6 +23,8 @@ use rand::RngExt;
 
 use bugs::Bug;
 use pair::Pair;
+
+use crate::seeds::each;
 
 /// Histories of `cargo test`.
 const HISTORIES: u64 = 5_000;
@@ -339,27 +340,15 @@ fn cured(pair: &mut Pair, stop: &Stop, approved: Option<String>) -> Result<Optio
 
 /// Tells seeds on all cores until one is what was looked for; the seed and its report.
 fn search(seeds: std::ops::Range<u64>, bug: Bug, total: &Mutex<Seen>) -> Option<(u64, Report)> {
-    let next = AtomicU64::new(seeds.start);
     let found = Mutex::new(None::<(u64, Report)>);
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                // Tests of real processes, which run at the same time, have deadlines; this has none.
-                rustix::process::nice(15).unwrap();
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || found.lock().unwrap().is_some() {
-                        return;
-                    }
-                    let report = history(seed, bug);
-                    add(&mut total.lock().unwrap(), &report.seen);
-                    if report.violation.is_some() {
-                        found.lock().unwrap().get_or_insert((seed, report));
-                    }
-                }
-            });
+    each(seeds, |seed| {
+        let report = history(seed, bug);
+        add(&mut total.lock().unwrap(), &report.seen);
+        let breaks = report.violation.is_some();
+        if breaks {
+            found.lock().unwrap().get_or_insert((seed, report));
         }
+        breaks
     });
     found.into_inner().unwrap()
 }

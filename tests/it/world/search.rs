@@ -1,7 +1,6 @@
 //! Stories made up from a seed, and the shortest one that still breaks what was broken.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quorate::operator::cluster::plan::plan;
 use quorate::operator::context::Planner;
@@ -11,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::operator::{Fault, lock};
 use super::story::{Act, Report, STRATEGIES, VOLUMES, tell};
+use crate::seeds;
 
 /// Stories that `cargo verify` tells.
 const SCHEDULES: u64 = 30_000;
@@ -144,30 +144,11 @@ fn each(
     planner: Planner,
     stop: impl Fn(u64, &[Act], &Report) -> bool + Sync,
 ) -> u64 {
-    let next = AtomicU64::new(seeds.start);
-    let (told, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..cores {
-            scope.spawn(|| {
-                // Tests of real processes, which run at the same time, have deadlines; this has none.
-                rustix::process::nice(15).unwrap();
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end || stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let acts = story(seed);
-                    let report = tell(&acts, planner);
-                    told.fetch_add(1, Ordering::Relaxed);
-                    if stop(seed, &acts, &report) {
-                        stopped.store(true, Ordering::Relaxed);
-                    }
-                }
-            });
-        }
-    });
-    told.into_inner()
+    seeds::each(seeds, |seed| {
+        let acts = story(seed);
+        let report = tell(&acts, planner);
+        stop(seed, &acts, &report)
+    })
 }
 
 /// How many stories were told, or the picture of the first that breaks something.
