@@ -1,5 +1,6 @@
 //! Runs an agent: reads its file again and again, and begins the engine anew whenever it says something else.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -191,7 +192,7 @@ impl Agent {
         let compare = self.compare(&source, &target, order.settings.id.clone(), first, every);
         tokio::select! {
             ended = self.mirror(order) => Turned::Ended(ended),
-            () = compare => std::future::pending().await,
+            never = compare => match never {},
         }
     }
 
@@ -331,9 +332,7 @@ impl Agent {
         let mut state = self.state();
         let Some(switch) = &mut state.known.switch else { return };
         let now = Timestamp::now();
-        if let Some(last) = switch.steps.last_mut() {
-            last.finished_at.get_or_insert(now);
-        }
+        end_step(switch, now);
         switch.steps.push(SwitchStep { name: name.to_owned(), started_at: now, finished_at: None });
     }
 
@@ -342,9 +341,7 @@ impl Agent {
         state.known.switching = false;
         let Some(switch) = &mut state.known.switch else { return };
         let now = Timestamp::now();
-        if let Some(last) = switch.steps.last_mut() {
-            last.finished_at.get_or_insert(now);
-        }
+        end_step(switch, now);
         (switch.finished_at, switch.result, switch.lost) = (Some(now), Some(SwitchResult::Done), lost);
     }
 
@@ -372,7 +369,7 @@ impl Agent {
         }
     }
 
-    /// Compares both sides now and then. Ends when nobody wants it any more.
+    /// Compares both sides now and then. Copying ends with it, so it does not end when nobody wants it any more.
     async fn compare(
         &self,
         source: &Access,
@@ -380,7 +377,7 @@ impl Agent {
         id: MirrorId,
         first: Option<Duration>,
         every: Option<Duration>,
-    ) {
+    ) -> Infallible {
         let mut next = first;
         while let Some(wait) = next {
             tokio::time::sleep(wait).await;
@@ -395,7 +392,13 @@ impl Agent {
                 }
             };
         }
-        std::future::pending::<()>().await;
+        std::future::pending().await
+    }
+}
+
+fn end_step(switch: &mut Switch, now: Timestamp) {
+    if let Some(last) = switch.steps.last_mut() {
+        last.finished_at.get_or_insert(now);
     }
 }
 
