@@ -226,6 +226,18 @@ impl Story {
         eventually(&format!("the old Pod {name} is gone"), gone).await;
     }
 
+    /// Waits until a member's Pod is Ready. After a [`Story::delete_pod`] the status may still be the one from before it.
+    pub(crate) async fn pod_ready(&self, name: &str) {
+        let is_ready = async || {
+            let conditions = self.pod(name).await?.status?.conditions?;
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+                .then_some(())
+        };
+        eventually(&format!("the Pod {name} is Ready"), is_ready).await;
+    }
+
     /// The folder on the host that holds a member's volume.
     pub(crate) async fn volume(&self, member: &str) -> PathBuf {
         let claim: PersistentVolumeClaim = self.api().get(member).await.unwrap();
