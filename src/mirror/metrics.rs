@@ -6,7 +6,7 @@ use super::run::Report;
 type Metric = (&'static str, &'static str, &'static str, fn(&Report) -> Option<f64>);
 
 /// All of them, under `quorate_mirror_`.
-pub const METRICS: [Metric; 17] = [
+pub const METRICS: [Metric; 18] = [
     ("source_revision", "gauge", "Newest revision of the source that was seen.", |report| {
         view(report, |view| view.head)
     }),
@@ -22,6 +22,12 @@ pub const METRICS: [Metric; 17] = [
     ("exact", "gauge", "1 while the target is what the source was at one revision.", |report| {
         view(report, |view| i64::from(view.exact))
     }),
+    (
+        "history_margin_ratio",
+        "gauge",
+        "Part of the source's history that is left behind the checkpoint; 0: a scan is needed.",
+        super::run::Report::history_margin,
+    ),
     ("source_up", "gauge", "1 while the source answers.", |report| {
         Some(one(report.source_problem.is_none()))
     }),

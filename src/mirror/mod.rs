@@ -29,6 +29,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod connect;
 mod follow;
+pub mod inspect;
 pub mod keyspace;
 pub mod lag;
 pub mod machine;

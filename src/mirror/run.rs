@@ -1,5 +1,6 @@
 //! Drives the machine: its commands go to both sides, what comes of them goes back, and a clock ticks.
 
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::connect::Access;
 use super::follow::{Came, Source};
+use super::inspect::discarded;
 use super::keyspace::{InvalidKeyspace, Keyspace};
 use super::lag::Lag;
 use super::machine::{Command, Event, Machine, Mode, Settings, View, progress_is_exact};
@@ -22,6 +24,8 @@ const TICK: Duration = Duration::from_millis(100);
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long a mirror that stopped by itself waits until it looks whether the cause was cured.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// How often the source is asked how much of its history is gone.
+const HISTORY_AGAIN: Duration = Duration::from_secs(30);
 /// Answers on their way to the machine: it has at most four requests under way.
 const ANSWERS: usize = 16;
 
@@ -55,6 +59,21 @@ pub struct Report {
     pub source_keys: Option<u64>,
     /// Why it stopped, if it did.
     pub stopped: Option<Stop>,
+    /// The revision up to which the source's history is gone; 0: nothing is. Absent: it is not known.
+    pub discarded: Option<i64>,
+}
+
+impl Report {
+    /// Part of the source's history that is left behind the checkpoint: 1 is all of it, at 0 a scan is needed. Absent:
+    /// it is not known, or a scan is under way.
+    #[expect(clippy::cast_precision_loss, reason = "revisions are far below 2^53")]
+    pub fn history_margin(&self) -> Option<f64> {
+        let view = self.view.as_ref().filter(|view| view.phase == "stream")?;
+        let discarded = self.discarded?;
+        let (left, kept) = ((view.revision - discarded).max(0), view.head - discarded);
+        let all = view.revision >= view.head;
+        Some(if all { 1.0 } else { (left as f64 / kept.max(1) as f64).min(1.0) })
+    }
 }
 
 /// What goes wrong on one side.
@@ -101,6 +120,7 @@ pub async fn run(
         let turn = Turn::new(settings.clone(), &keyspace, &order, &board, begun);
         let (stop, ran) = tokio::select! {
             ended = turn.go() => ended,
+            never = look_at_history(&order.source, &keyspace, &board) => match never {},
             () = &mut told => return Ok(Ended::Told),
         };
         board.read().stopped = Some(stop.clone());
@@ -114,6 +134,19 @@ pub async fn run(
         }
         settings.resync = false;
         settings.ran |= ran;
+    }
+}
+
+/// Reports how much of the source's history is gone, again and again; a side that does not answer is told by others.
+async fn look_at_history(source: &Access, keyspace: &Keyspace, board: &Board) -> Infallible {
+    let mut clock = tokio::time::interval(HISTORY_AGAIN);
+    clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        clock.tick().await;
+        match discarded(source, keyspace).await {
+            Ok(revision) => board.read().discarded = Some(revision),
+            Err(error) => tracing::debug!("how much history the source has is not known: {error}"),
+        }
     }
 }
 
@@ -325,4 +358,30 @@ fn pause(failures: u32) -> Duration {
     let (first, longest) = PAUSES;
     let full = first.saturating_mul(1 << doubled.min(16)).min(longest);
     full.mul_f64(0.5 + 0.5 * rand::random::<f64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_left_as_long_as_the_checkpoint_is_not_overtaken() {
+        let margin = |phase, (discarded, revision, head): (i64, i64, i64)| {
+            let view = Some(View { phase, revision, head, ..View::default() });
+            Report { view, discarded: Some(discarded), ..Report::default() }.history_margin()
+        };
+        for (revisions, expected) in [
+            ((0, 100, 100), 1.0),
+            ((100, 100, 100), 1.0),
+            ((0, 75, 100), 0.75),
+            ((90, 92, 100), 0.2),
+            ((80, 70, 100), 0.0),
+            // The head is of a moment before.
+            ((120, 110, 115), 0.0),
+        ] {
+            assert_eq!(margin("stream", revisions), Some(expected), "{revisions:?}");
+        }
+        assert_eq!(margin("resync", (0, 75, 100)), None, "a scan needs no history");
+        assert_eq!(Report::default().history_margin(), None, "unknown is not all");
+    }
 }

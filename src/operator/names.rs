@@ -54,8 +54,6 @@ pub const CERTIFICATES: &str = "quorate.dev/certificates";
 pub const MIRROR: &str = "quorate.dev/mirror";
 /// Label: UID of the EtcdMirror.
 pub const MIRROR_UID: &str = "quorate.dev/mirror-uid";
-/// Annotation on an agent's Pod, by its Deployment: what it was started for.
-pub const FINGERPRINT: &str = "quorate.dev/fingerprint";
 /// Annotation on an agent's Pod: which file it should have. A Pod that changes is looked at by its kubelet at once.
 pub const CONFIG: &str = "quorate.dev/config";
 /// Annotation on an EtcdCluster: namespaces, separated by commas, whose EtcdMirrors may use it; `*` stands for all.

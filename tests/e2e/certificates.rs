@@ -43,8 +43,10 @@ impl Load {
         Self { stop, written, task }
     }
 
-    /// Stops it; every acknowledged key must be there.
+    /// Stops it when it has written enough to tell; every acknowledged key must be there.
     async fn end(self, story: &Story) {
+        let enough = async || (self.written.load(Ordering::Relaxed) > 50).then_some(());
+        eventually("the load has written more than 50 keys", enough).await;
         self.stop.store(true, Ordering::Relaxed);
         let outcome = self.task.await.unwrap();
         let written = self.written.load(Ordering::Relaxed);
@@ -53,7 +55,6 @@ impl Load {
             story.namespace, outcome.retried, outcome.longest
         ));
         assert_eq!(outcome.lost, Vec::<String>::new(), "requests that no retry cured");
-        assert!(written > 50, "only {written} keys were written");
         assert_eq!(story.count("main-0", "load-").await, i64::try_from(written).unwrap());
     }
 }
@@ -269,6 +270,7 @@ async fn auth_is_turned_on_and_off_under_load() {
         assert!(refused.contains("permission denied"), "{refused}");
         // The operator still sees everything, and brings a member back.
         story.delete_pod("main-2").await;
+        story.pod_ready("main-2").await;
         story.healthy().await;
         story.patch(json!({"auth": {"enabled": false}})).await;
         auth_is(story, "Disabled").await;

@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 
 use crate::support::{Story, eventually, measured, quorate, story};
 
-async fn ask(story: &Story, name: &str, spec: Value) -> Result<EtcdMemberReplacement, kube::Error> {
+pub(crate) async fn ask(
+    story: &Story,
+    name: &str,
+    spec: Value,
+) -> Result<EtcdMemberReplacement, kube::Error> {
     ask_as(story, json!({"name": name}), spec).await
 }
 
@@ -31,7 +35,7 @@ async fn ask_as(
     story.api().create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await
 }
 
-async fn becomes(story: &Story, name: &str, phase: Phase) -> EtcdMemberReplacementStatus {
+pub(crate) async fn becomes(story: &Story, name: &str, phase: Phase) -> EtcdMemberReplacementStatus {
     let found = async || {
         let status = story.api::<EtcdMemberReplacement>().get(name).await.unwrap().status?;
         (status.phase == Some(phase)).then_some(status)

@@ -226,6 +226,18 @@ impl Story {
         eventually(&format!("the old Pod {name} is gone"), gone).await;
     }
 
+    /// Waits until a member's Pod is Ready. After a [`Story::delete_pod`] the status may still be the one from before it.
+    pub(crate) async fn pod_ready(&self, name: &str) {
+        let is_ready = async || {
+            let conditions = self.pod(name).await?.status?.conditions?;
+            conditions
+                .iter()
+                .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+                .then_some(())
+        };
+        eventually(&format!("the Pod {name} is Ready"), is_ready).await;
+    }
+
     /// The folder on the host that holds a member's volume.
     pub(crate) async fn volume(&self, member: &str) -> PathBuf {
         let claim: PersistentVolumeClaim = self.api().get(member).await.unwrap();
@@ -238,11 +250,15 @@ impl Story {
 
     /// Names and addresses of the members' Pods that have one.
     pub(crate) async fn addresses(&self) -> BTreeMap<String, Address> {
-        let selector = ListParams::default().labels("quorate.dev/cluster=main");
+        self.addresses_of("main").await
+    }
+
+    pub(crate) async fn addresses_of(&self, cluster: &str) -> BTreeMap<String, Address> {
+        let selector = ListParams::default().labels(&format!("quorate.dev/cluster={cluster}"));
         let pods: Vec<Pod> = self.api::<Pod>().list(&selector).await.unwrap().items;
         let address = |pod: &Pod| {
             let ip = pod.status.as_ref()?.pod_ip.clone()?;
-            let name = format!("{}.main-peers.{}.svc", pod.name_any(), self.namespace);
+            let name = format!("{}.{cluster}-peers.{}.svc", pod.name_any(), self.namespace);
             Some((pod.name_any(), Address { dial: format!("{ip}:2379"), name }))
         };
         pods.iter().filter_map(address).collect()
@@ -250,7 +266,11 @@ impl Story {
 
     /// The certificate that applications get.
     pub(crate) async fn identity(&self) -> ClientIdentity {
-        let secret: Secret = self.api().get("main-client").await.unwrap();
+        self.identity_of("main").await
+    }
+
+    pub(crate) async fn identity_of(&self, cluster: &str) -> ClientIdentity {
+        let secret: Secret = self.api().get(&format!("{cluster}-client")).await.unwrap();
         let data = secret.data.unwrap();
         let field = |name: &str| data.get(name).expect("the client Secret is whole").0.clone();
         ClientIdentity { authority: field("ca.crt"), certificate: field("tls.crt"), key: field("tls.key") }
@@ -296,10 +316,14 @@ impl Story {
 
     /// Writes `count` keys `<prefix><number>` through any member that takes them; returns when all are acknowledged.
     pub(crate) async fn write(&self, prefix: &str, count: usize) {
-        let identity = self.identity().await;
+        self.write_to("main", prefix, count).await;
+    }
+
+    pub(crate) async fn write_to(&self, cluster: &str, prefix: &str, count: usize) {
+        let identity = self.identity_of(cluster).await;
         let mut written = 0;
         let mut next = async || {
-            for address in self.addresses().await.values() {
+            for address in self.addresses_of(cluster).await.values() {
                 let Ok(mut etcd) = connect(address, Some(&identity)).await else { continue };
                 while written < count {
                     let put = etcd.put(format!("{prefix}{written}"), "acknowledged", None);

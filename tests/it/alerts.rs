@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
+use quorate::mirror::metrics::METRICS;
 use serde_json::Value;
 
 use crate::offline::yaml;
@@ -59,6 +60,39 @@ fn every_alert_waits_has_a_severity_and_a_sentence_with_what_its_expression_keep
                 .any(|rest| rest.split(')').next().unwrap().split(", ").any(|kept| kept == label));
             assert!(kept, "{name}: {label} is not kept by {expression}");
         }
+    }
+}
+
+/// Names of ours in an expression, without what it is a part of.
+fn metrics_in(expression: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    for (place, _) in expression.match_indices("quorate_") {
+        let rest = expression.split_at(place).1;
+        let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        names.push(rest.split_at(end.unwrap_or(rest.len())).0.to_owned());
+    }
+    names
+}
+
+/// A panel or an alert of a metric that nobody tells would be empty and silent for ever.
+#[test]
+fn alerts_and_dashboards_ask_for_metrics_that_exist() {
+    let metrics = crate::metrics::all();
+    let operators = metrics.text().unwrap();
+    let known = |name: &str| {
+        let agents = METRICS.iter().any(|(metric, ..)| name.strip_prefix("quorate_mirror_") == Some(metric));
+        agents || operators.contains(&format!("# TYPE {} ", name.trim_end_matches("_total")))
+    };
+    let dashboard = yaml(&read("deploy/chart/dashboard-mirrors.json"));
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let queries = panels.flat_map(|panel| panel["targets"].as_array().unwrap()).map(|target| &target["expr"]);
+    let expressions: Vec<Value> =
+        alerts().iter().map(|alert| alert["expr"].clone()).chain(queries.cloned()).collect();
+    let asked: Vec<String> =
+        expressions.iter().flat_map(|expression| metrics_in(expression.as_str().unwrap())).collect();
+    assert!(asked.len() > expressions.len() / 2, "{asked:?}");
+    for name in asked {
+        assert!(known(&name), "nobody tells {name}");
     }
 }
 

@@ -180,6 +180,7 @@ fn every_value_is_heard() {
         "networkPolicy.enabled=true,networkPolicy.from[0].namespaceSelector.matchLabels.name=monitoring",
         "monitoring.podMonitor=Enabled",
         "monitoring.alerts=Enabled",
+        "monitoring.dashboards=Enabled",
         "monitoring.alerts=Enabled,monitoring.labels.release=prometheus",
     ];
     let mut seen = BTreeSet::from([plain]);
@@ -274,6 +275,19 @@ fn monitoring_is_made_only_where_its_kinds_exist() {
     );
     let rules = &objects(&[RULE])["PrometheusRule quorate-system quorate"]["spec"];
     assert_eq!(*rules, yaml(&read("deploy/chart/alerts.yaml")));
+}
+
+#[test]
+fn dashboards_are_whole_where_grafana_finds_them() {
+    let name = "ConfigMap quorate-system quorate-dashboards";
+    assert!(!objects(&[]).contains_key(name));
+    assert!(!objects(&[POD_MONITOR, "--set=monitoring.dashboards=Disabled"]).contains_key(name));
+    for arguments in [&[POD_MONITOR][..], &["--set=monitoring.dashboards=Enabled"]] {
+        let dashboards = objects(arguments).remove(name).unwrap();
+        assert_eq!(dashboards["metadata"]["labels"]["grafana_dashboard"], "1");
+        let rendered = dashboards["data"]["quorate-mirrors.json"].as_str().unwrap();
+        assert_eq!(yaml(rendered), yaml(&read("deploy/chart/dashboard-mirrors.json")));
+    }
 }
 
 /// By the same labels and ports that the operator gives to members, and the chart to the operator.

@@ -10,7 +10,7 @@ use quorate::api::mirror::EtcdMirrorStatus;
 use quorate::api::reason::Reason;
 use quorate::mirror::agent::config::AgentConfig;
 use quorate::mirror::agent::status::{
-    AgentPhase, AgentStatus, Problem, ProblemReason, SiteSeen, Verification,
+    AgentPhase, AgentStatus, Problem, ProblemReason, SiteSeen, Switch, SwitchStep, Verification,
 };
 use quorate::operator::manifest::says_all;
 use quorate::operator::mirror::desired::Desired;
@@ -131,7 +131,6 @@ fn answering(desired: &Desired, answer: AgentStatus) -> Observed {
         uid: "uid-of-pod".to_owned(),
         ip: Some("10.0.0.9".to_owned()),
         running: true,
-        fingerprint: Some(config.fingerprint.clone()),
         config: Some(config.digest()),
         ..AgentPod::default()
     };
@@ -265,9 +264,6 @@ fn the_agent_is_one_restricted_pod_of_the_operators_image() {
           },
           "template": {
             "metadata": {
-              "annotations": {
-                "quorate.dev/fingerprint": "29ab28c6574b6dd2"
-              },
               "labels": {
                 "app.kubernetes.io/component": "mirror-agent",
                 "app.kubernetes.io/managed-by": "quorate",
@@ -444,7 +440,7 @@ fn what_the_apiserver_makes_of_the_agent_is_no_difference_but_an_edit_by_hand_is
 }
 
 #[test]
-fn an_edit_restarts_the_agent_and_a_changed_member_list_does_not() {
+fn an_edit_is_another_file_and_a_changed_member_list_is_none_to_wait_for() {
     let observed = answering(&desired(&json!({})), streaming());
     let fingerprint = |plan: &Plan| plan.fingerprint.clone().unwrap();
     let before = fingerprint(&decide(&desired(&json!({})), &observed));
@@ -486,7 +482,7 @@ fn requests_reach_the_agent() {
 fn a_paused_mirror_keeps_its_agent_and_a_stopped_one_does_not() {
     let observed = answering(&desired(&json!({})), streaming());
     let paused = decide(&desired(&json!({"state": "Paused"})), &observed);
-    assert_eq!(manifest(&paused, "Deployment", "dc-agent")["spec"]["replicas"], 1);
+    assert_eq!(format!("{:?}", paused.ensure), "[apply ConfigMap dc-agent, touch dc-agent-1]");
     let stopped = decide(&desired(&json!({"state": "Stopped"})), &observed);
     assert_eq!(manifest(&stopped, "Deployment", "dc-agent")["spec"]["replicas"], 0);
     let mut gone = carried_out(&observed, &stopped);
@@ -735,6 +731,35 @@ fn what_the_agent_reports_becomes_conditions() {
     );
 }
 
+/// An agent that dies in the middle of a switch knows nothing of its steps when it is back.
+#[test]
+fn the_steps_of_a_switch_survive_the_agent_that_took_them() {
+    let desired = desired(&json!({"active": "codfw", "fence": {"mode": "Manual"}}));
+    let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
+    let step =
+        |name: &str, second| SwitchStep { name: name.to_owned(), started_at: at(second), finished_at: None };
+    let answer = |to: &str, steps: Vec<SwitchStep>| AgentStatus {
+        switch: Some(Switch { from: "eqiad".to_owned(), to: to.to_owned(), steps, ..Switch::default() }),
+        ..streaming()
+    };
+    let names = |status: &EtcdMirrorStatus| -> Vec<String> {
+        status.switch.iter().flat_map(|switch| &switch.steps).map(|step| step.name.clone()).collect()
+    };
+    let observed = answering(&desired, answer("codfw", vec![step("Verify", 0), step("Fence", 5)]));
+    let first = told(&desired, &observed);
+    let again = |before: &EtcdMirrorStatus, answer: AgentStatus| {
+        let observed = answering(&desired, answer);
+        status(before, &desired, &observed, &plan(&desired, &observed, before), observed.now)
+    };
+    // The same agent once more.
+    let same = again(&first, answer("codfw", vec![step("Verify", 0), step("Fence", 5), step("Drain", 6)]));
+    assert_eq!(names(&same), ["Verify", "Fence", "Drain"]);
+    let next = again(&same, answer("codfw", vec![step("Verify", 20)]));
+    assert_eq!(names(&next), ["Verify", "Fence", "Drain", "Verify"]);
+    let back = again(&next, answer("eqiad", vec![step("Verify", 90)]));
+    assert_eq!(names(&back), ["Verify"], "the steps of another switch");
+}
+
 /// Only the switch stands still; what copies goes on being ready.
 #[test]
 fn a_switch_that_is_refused_does_not_stop_the_copying() {
@@ -769,7 +794,19 @@ fn an_agent_of_an_earlier_file_speaks_for_nobody() {
     }
     let status = told(&desired, &observed);
     assert_eq!(status.phase.as_deref(), Some("Starting"));
-    assert!(conditions(&status).contains("not Ready AgentStarting"), "{}", conditions(&status));
+    let said = "not Ready AgentStarting: The agent is told of the changed spec.";
+    assert!(conditions(&status).contains(said), "{}", conditions(&status));
+    // Its kubelet is told again and again, but not at every look.
+    let touched = |observed: &Observed| match decide(&desired, observed).ensure.as_slice() {
+        [Ensure::Touch { file, .. }] => Some(file.clone()),
+        [] => None,
+        other => panic!("{other:?}"),
+    };
+    let file = touched(&observed).unwrap();
+    observed.pods.get_mut("dc-agent-1").unwrap().config = Some(file.clone());
+    assert_eq!(touched(&observed), None);
+    observed.now += SignedDuration::from_secs(10);
+    assert_ne!(touched(&observed).unwrap(), file);
     // What it knows of etcd's records is true all the same.
     assert_eq!((status.source.as_deref(), status.checkpoint), (Some("eqiad"), Some(3_020_127)));
 }

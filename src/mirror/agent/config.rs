@@ -16,8 +16,8 @@ const FINGERPRINT_BYTES: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AgentConfig {
-    /// Another one for every change that an agent does not take over while it runs: it is started anew. It says so in
-    /// its status, so that nobody takes what an earlier agent did for what this file asks. Absent: it is reckoned.
+    /// Of all but the endpoints. An agent says it in its status, so that nobody takes what it does by an earlier file
+    /// for what this one asks. Absent: it is reckoned.
     #[serde(default)]
     pub fingerprint: String,
     /// Namespace of the EtcdMirror, for metrics and logs; empty outside Kubernetes.
@@ -169,15 +169,15 @@ pub struct Requests {
 }
 
 impl AgentConfig {
-    /// The same, with the fingerprint of all that an agent must be started anew for.
+    /// The same, with its fingerprint: another one for every change of what is asked. Members come and go without one.
     #[must_use]
     pub fn fingerprinted(self) -> Self {
-        let mut restarts = self.clone();
-        restarts.fingerprint.clear();
-        for site in &mut restarts.sites {
+        let mut asked = self.clone();
+        asked.fingerprint.clear();
+        for site in &mut asked.sites {
             site.endpoints.clear();
         }
-        Self { fingerprint: digest(&restarts), ..self }
+        Self { fingerprint: digest(&asked), ..self }
     }
 
     /// Of everything, endpoints included: another one for every change of the file.
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_is_started_anew_for_everything_but_endpoints() {
+    fn everything_but_endpoints_is_another_fingerprint() {
         let before = config().fingerprinted();
         let mut moved = before.clone();
         moved.sites[0].endpoints.push("https://another.example:2379".to_owned());

@@ -218,6 +218,12 @@ impl Agent {
         let seconds = SWITCH_AGAIN.as_secs();
         let mut state = self.state();
         state.known.switching = false;
+        if let Some(switch) = &mut state.known.switch {
+            // The next try is another switch: its steps are not added to these.
+            let now = Timestamp::now();
+            end_step(switch, now);
+            (switch.finished_at, switch.result) = (Some(now), Some(SwitchResult::Aborted));
+        }
         state.known.notice = Some(Problem {
             reason: ProblemReason::SwitchRefused,
             message: format!(

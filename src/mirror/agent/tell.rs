@@ -91,6 +91,7 @@ fn numbers(status: &mut AgentStatus, config: &AgentConfig, report: &Report, view
     status.source_revision = some(view.head);
     status.lag_revisions = some(view.revision).map(|revision| (view.head - revision).max(0));
     status.lag_seconds = Some(report.lag_seconds);
+    status.history_margin = report.history_margin();
     let Counts { equal, missing, differing, .. } = view.counts;
     let done = equal + missing + differing;
     if matches!(view.phase, "first" | "resync") {

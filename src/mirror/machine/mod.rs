@@ -350,7 +350,7 @@ pub struct Stats {
 }
 
 /// What can be seen from outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
     /// `looking`, `first`, `resync`, `stream`, `counting`, `over`.
     pub phase: &'static str,

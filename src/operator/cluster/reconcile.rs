@@ -33,7 +33,7 @@ const PASSES: usize = 12;
 const QUIET: Duration = Duration::from_secs(5);
 /// And this often while something is not.
 const BUSY: Duration = Duration::from_secs(1);
-/// And this often while one of a cluster that has formed starts: nothing else tells when it answers.
+/// And this often while one of a cluster that has formed starts: nothing else tells when it answers, or has the data.
 const SOON: Duration = Duration::from_millis(250);
 /// After this it does more than start.
 const STARTING: jiff::SignedDuration = jiff::SignedDuration::from_secs(15);
@@ -64,11 +64,11 @@ pub async fn reconcile<K: ResourceExt>(
                 return Ok(Action::await_change());
             }
             Err(kube::Error::SerdeError(_)) => {
-                return tell_unreadable(&context, &api, &object.name_any()).await;
+                return tell_unreadable(&context, &namespace, &object.name_any()).await;
             }
             Err(error) => return Err(ReconcileError::Get(error)),
         };
-        match pass(&context, &api, &current).await {
+        match pass(&context, &current).await {
             Ok(Pass::Again) => {}
             Ok(Pass::Done(action)) => return Ok(action),
             Err(ReconcileError::Apply(error)) if error.is_conflict() => {
@@ -80,18 +80,14 @@ pub async fn reconcile<K: ResourceExt>(
     Ok(Action::requeue(BUSY))
 }
 
-async fn pass(
-    context: &Context,
-    api: &Api<EtcdCluster>,
-    object: &EtcdCluster,
-) -> Result<Pass, ReconcileError> {
+async fn pass(context: &Context, object: &EtcdCluster) -> Result<Pass, ReconcileError> {
     let before = object.status.clone().unwrap_or_default();
     let desired = match Desired::of(object, &context.guard_image) {
         Ok(desired) => desired,
         Err(error) => {
             let after = status::invalid(&before, object, &error, context.now());
             measure(context, object, &after, None);
-            write_status(context, api, object, &before, after).await?;
+            write_status(context, object, &before, after).await?;
             return Ok(Pass::Done(Action::await_change()));
         }
     };
@@ -99,7 +95,7 @@ async fn pass(
     let plan = (context.planner)(&desired, &observed);
     if let Some(record) = &plan.record {
         let after = status::recorded(&before, &desired, record);
-        write_status(context, api, object, &before, after).await?;
+        write_status(context, object, &before, after).await?;
         publish(context, object, plan_notes(&before, &plan)).await;
         return Ok(Pass::Again);
     }
@@ -118,7 +114,7 @@ async fn pass(
     let after = status::status(&before, &desired, &observed, &findings, context.now());
     measure(context, object, &after, Some((&desired, &observed)));
     let quiet = after.summary.as_deref() == Some("Healthy");
-    write_status(context, api, object, &before, after).await?;
+    write_status(context, object, &before, after).await?;
     let applied = applied?;
     publish(context, object, applied.notes).await;
     if applied.changed {
@@ -135,7 +131,8 @@ async fn pass(
 fn pause(observed: &Observed) -> Duration {
     let starts = |(name, pod): (&String, &MemberPod)| {
         let since = pod.running_since.filter(|since| observed.now.duration_since(*since) < STARTING);
-        since.is_some() && !observed.survey.get(name).is_some_and(Result::is_ok)
+        let answers = observed.survey.get(name).is_some_and(Result::is_ok);
+        since.is_some() && !(answers && pod.ready && pod.voter_label)
     };
     let formed = observed.record.cluster_id.is_some();
     if formed && observed.pods.iter().any(starts) { SOON } else { BUSY }
@@ -154,15 +151,8 @@ pub async fn reject_orphans(context: &Context, namespace: &str, cluster: &str) -
 
 /// An EtcdCluster that was stored under another version of its CRD may hold what this operator cannot read. That is
 /// told in its status, unless the status is what cannot be read: over a record of members nothing is written.
-async fn tell_unreadable(
-    context: &Context,
-    api: &Api<EtcdCluster>,
-    name: &str,
-) -> Result<Action, ReconcileError> {
-    let resource = ApiResource::erase::<EtcdCluster>(&());
-    let namespace = api.namespace().unwrap_or_default();
-    let dynamic: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
-    let get = tokio::time::timeout(REQUEST_DEADLINE, dynamic.get(name)).await;
+async fn tell_unreadable(context: &Context, namespace: &str, name: &str) -> Result<Action, ReconcileError> {
+    let get = tokio::time::timeout(REQUEST_DEADLINE, untyped(context, namespace).get(name)).await;
     let found = get.map_err(|_| ReconcileError::Deadline)?.map_err(ReconcileError::Get)?;
     let of = |spec: &Value| {
         let mut object = found.clone();
@@ -181,15 +171,19 @@ async fn tell_unreadable(
     let before = object.status.clone().unwrap_or_default();
     let after = status::invalid(&before, &object, &why, context.now());
     measure(context, &object, &after, None);
-    write_status(context, api, &object, &before, after).await?;
+    write_status(context, &object, &before, after).await?;
     Ok(Action::await_change())
+}
+
+fn untyped(context: &Context, namespace: &str) -> Api<DynamicObject> {
+    let resource = ApiResource::erase::<EtcdCluster>(&());
+    Api::namespaced_with(context.client.clone(), namespace, &resource)
 }
 
 /// Writes the status if it says something new; the resourceVersion that was read is the premise, so a second
 /// operator, or an edit in between, makes this look again instead.
 async fn write_status(
     context: &Context,
-    api: &Api<EtcdCluster>,
     object: &EtcdCluster,
     before: &EtcdClusterStatus,
     after: EtcdClusterStatus,
@@ -206,6 +200,8 @@ async fn write_status(
     });
     let parameters = PatchParams::apply(names::MANAGER).force();
     let patch = Patch::Apply(patch);
+    // The answer is the whole object, whose spec may be what cannot be read.
+    let api = untyped(context, &object.namespace().unwrap_or_default());
     let request = api.patch_status(&name, &parameters, &patch);
     write(context, "write the status of", format!("EtcdCluster {name}"), request).await?;
     publish(context, object, transitions(before, &after)).await;

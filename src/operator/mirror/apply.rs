@@ -23,8 +23,8 @@ pub async fn apply(context: &Context, desired: &Desired, plan: &Plan) -> Result<
                 let request = request.patch(&name, &parameters, &patch);
                 write(context, "apply", format!("{kind} {name}"), request).await?;
             }
-            Ensure::Touch { pod, uid, digest } => {
-                let patch = json!({"metadata": {"uid": uid, "annotations": {names::CONFIG: digest}}});
+            Ensure::Touch { pod, uid, file } => {
+                let patch = json!({"metadata": {"uid": uid, "annotations": {names::CONFIG: file}}});
                 let parameters =
                     PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
                 let patch = Patch::Merge(&patch);

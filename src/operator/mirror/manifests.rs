@@ -33,7 +33,10 @@ pub struct Mount {
 }
 
 /// The Deployment of the agent.
-pub fn deployment(desired: &Desired, fingerprint: &str, mounts: &[Mount], replicas: i32) -> Value {
+///
+/// It says nothing of the file: an agent takes over what changes there while it runs, and a switch of sites goes on in
+/// the process that began it.
+pub fn deployment(desired: &Desired, mounts: &[Mount], replicas: i32) -> Value {
     let template = desired.spec.agent.pod_template.clone().unwrap_or_default();
     let user = template.metadata.clone().unwrap_or_default();
     let text = |map: std::collections::BTreeMap<String, String>| -> Map<String, Value> {
@@ -42,8 +45,6 @@ pub fn deployment(desired: &Desired, fingerprint: &str, mounts: &[Mount], replic
     let mut pod_labels = text(user.labels);
     pod_labels.extend(labels(desired));
     pod_labels.insert("app.kubernetes.io/component".to_owned(), "mirror-agent".into());
-    let mut annotations = text(user.annotations);
-    annotations.insert(names::FINGERPRINT.to_owned(), fingerprint.into());
     sealed(json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -55,11 +56,20 @@ pub fn deployment(desired: &Desired, fingerprint: &str, mounts: &[Mount], replic
             "revisionHistoryLimit": 1,
             "selector": {"matchLabels": {names::MIRROR: desired.name, names::MIRROR_UID: desired.uid}},
             "template": {
-                "metadata": {"labels": pod_labels, "annotations": annotations},
+                "metadata": pod_metadata(&pod_labels, &text(user.annotations)),
                 "spec": pod(desired, &template, mounts),
             },
         },
     }))
+}
+
+/// What is empty is not stored: said again at every look, it would be a difference for ever.
+fn pod_metadata(labels: &Map<String, Value>, annotations: &Map<String, Value>) -> Value {
+    if annotations.is_empty() {
+        json!({"labels": labels})
+    } else {
+        json!({"labels": labels, "annotations": annotations})
+    }
 }
 
 fn pod(desired: &Desired, template: &AgentPodTemplate, mounts: &[Mount]) -> Value {
@@ -80,7 +90,7 @@ fn pod(desired: &Desired, template: &AgentPodTemplate, mounts: &[Mount]) -> Valu
         "containers": [container(desired, mounts)],
         "volumes": volumes,
     });
-    // What is empty is not stored: said again at every look, it would be a difference for ever.
+    // As with annotations: only what is not empty.
     let optional = [
         ("nodeSelector", json!(template.node_selector)),
         ("tolerations", json!(template.tolerations)),

@@ -133,8 +133,6 @@ pub struct AgentPod {
     pub running: bool,
     /// Whether it is being deleted.
     pub deleting: bool,
-    /// What it was started for.
-    pub fingerprint: Option<String>,
     /// Which file its kubelet was told of.
     pub config: Option<String>,
     /// Why no node takes it.
@@ -165,7 +163,6 @@ impl AgentPod {
             ip: status.pod_ip,
             running: state.running.is_some() && !deleting,
             deleting,
-            fingerprint: pod.annotations().get(names::FINGERPRINT).cloned(),
             config: pod.annotations().get(names::CONFIG).cloned(),
             unschedulable: unschedulable.map(|condition| condition.message.unwrap_or_default()),
             waiting,

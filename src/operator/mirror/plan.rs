@@ -16,7 +16,7 @@ use super::desired::Desired;
 use super::manifests::{
     self, CONFIG_FILE, Mount, config_map, deployment, is_as_wanted, is_ours, secret_copy,
 };
-use super::observed::{AgentPod, Cluster, ClusterSeen, Fields, Observed};
+use super::observed::{Cluster, ClusterSeen, Fields, Observed};
 use super::overlap::conflict;
 use crate::api::mirror::{
     EtcdMirrorStatus, FenceMode, InitialSync, LeasePolicy, MirrorSite, MirrorState, SecretRef,
@@ -27,6 +27,9 @@ use crate::mirror::agent::config as agent_config;
 use crate::mirror::agent::config::{AgentConfig, Credentials, Fence, Limits, RunState, Site, Verify};
 use crate::operator::names;
 
+/// How often a kubelet is told to look again while the agent runs by another file.
+const HAND_OVER_AGAIN_SECONDS: i64 = 10;
+
 /// What to do, and what there is to tell.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
@@ -34,7 +37,7 @@ pub struct Plan {
     pub ensure: Vec<Ensure>,
     /// What was found, worst first.
     pub findings: Vec<Finding>,
-    /// What an agent must have been started for; absent: none should run, or nothing is known of it.
+    /// Of the file that an agent should run by; absent: none should run, or nothing is known of it.
     pub fingerprint: Option<String>,
 }
 
@@ -54,8 +57,8 @@ pub enum Ensure {
         pod: String,
         /// Its UID.
         uid: String,
-        /// Of the file.
-        digest: String,
+        /// Of the file; with more behind it, if the agent does not run by it yet.
+        file: String,
     },
 }
 
@@ -367,16 +370,26 @@ fn run(
     let text = serde_saphyr::to_string(&config).unwrap_or_default();
     let file = config_map(desired, &names::agent(&desired.name), &[(CONFIG_FILE, text)]);
     want(desired, observed, plan, "ConfigMap", file);
-    let agent = deployment(desired, &config.fingerprint, &mounts, 1);
-    want(desired, observed, plan, "Deployment", agent);
-    let digest = config.digest();
-    let runs = |pod: &&AgentPod| pod.running && pod.fingerprint.as_deref() == Some(&config.fingerprint);
-    if let Some((name, pod)) = observed.pods.iter().find(|(_, pod)| runs(pod))
-        && pod.config.as_deref() != Some(&digest)
-    {
-        plan.ensure.push(Ensure::Touch { pod: name.clone(), uid: pod.uid.clone(), digest });
-    }
+    want(desired, observed, plan, "Deployment", deployment(desired, &mounts, 1));
+    hand_over(observed, plan, &config);
     plan.fingerprint = Some(config.fingerprint);
+}
+
+/// Makes the kubelet hand the file over: at once, and again every few seconds until the agent says that it runs by it,
+/// since a kubelet may look before it has heard of the file's change.
+fn hand_over(observed: &Observed, plan: &mut Plan, config: &AgentConfig) {
+    let Some((name, pod)) = observed.pods.iter().find(|(_, pod)| pod.running) else { return };
+    let answer = observed.answer.as_ref().and_then(|answer| answer.as_ref().ok());
+    let by_another = answer.is_some_and(|agent| agent.fingerprint != config.fingerprint);
+    let (digest, told) = (config.digest(), pod.config.clone().unwrap_or_default());
+    let file = match by_another {
+        true => format!("{digest}-{}", observed.now.as_second() / HAND_OVER_AGAIN_SECONDS),
+        false if told.starts_with(&digest) => return,
+        false => digest,
+    };
+    if told != file {
+        plan.ensure.push(Ensure::Touch { pod: name.clone(), uid: pod.uid.clone(), file });
+    }
 }
 
 /// Takes the agent away, if there is one.
@@ -386,11 +399,8 @@ fn stop(desired: &Desired, observed: &Observed, plan: &mut Plan) {
     if agent.pointer("/spec/replicas").and_then(Value::as_i64) == Some(0) {
         return;
     }
-    let annotation = names::FINGERPRINT.replace('/', "~1");
-    let pointer = format!("/spec/template/metadata/annotations/{annotation}");
-    let fingerprint = agent.pointer(&pointer).and_then(Value::as_str).unwrap_or_default();
-    // Without a Pod it needs no Secrets; what it said before is taken back with it.
-    let manifest = deployment(desired, fingerprint, &[], 0);
+    // Without a Pod it needs no Secrets.
+    let manifest = deployment(desired, &[], 0);
     plan.ensure.push(Ensure::Apply { kind: "Deployment", manifest });
 }
 

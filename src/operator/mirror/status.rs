@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::desired::Desired;
-use super::observed::{AgentPod, Observed};
+use super::observed::Observed;
 use super::plan::{Finding, Plan, active};
 use crate::api::condition::{
     self, HISTORY_RISK, IN_SYNC, INITIAL_SYNC_COMPLETE, PAUSED, READY, RECONCILING, SOURCE_REACHABLE,
@@ -22,6 +22,8 @@ use crate::mirror::agent::status::{
 const NUMBERS_PAUSE: SignedDuration = SignedDuration::from_secs(10);
 /// Below it a lag is none: the source is looked at once a second.
 const NO_LAG_SECONDS: f64 = 2.0;
+/// Steps of agents that died in the middle of a switch: so many are kept.
+const EARLIER_STEPS: usize = 20;
 /// With less of the source's history left than this, a compaction may come too early.
 pub const SAFE_HISTORY: f64 = 0.5;
 
@@ -122,7 +124,7 @@ fn numbers(status: &mut EtcdMirrorStatus, agent: &AgentStatus, now: Timestamp) {
         status.verification = Some(verified(verification));
     }
     if let Some(switch) = &agent.switch {
-        status.switch = Some(switched(switch));
+        status.switch = Some(switched(status.switch.take(), switch));
     }
     if !agent.sites.is_empty() {
         let site = |seen: &crate::mirror::agent::status::SiteSeen| SiteStatus {
@@ -182,12 +184,24 @@ fn verified(verification: &Verification) -> VerificationStatus {
     }
 }
 
-fn switched(switch: &Switch) -> SwitchStatus {
-    let steps = switch.steps.iter().map(|step| SwitchStepStatus {
+/// Behind the steps of an agent that died in the middle of the same switch come those of the one that ends it.
+fn switched(before: Option<SwitchStatus>, switch: &Switch) -> SwitchStatus {
+    let same = |before: &SwitchStatus| {
+        before.finished_at.is_none() && before.from == switch.from && before.to == switch.to
+    };
+    let first = switch.steps.first().map(|step| step.started_at);
+    let is_earlier = |step: &SwitchStepStatus| {
+        step.started_at.parse::<Timestamp>().is_ok_and(|started| first.is_some_and(|first| started < first))
+    };
+    let earlier: Vec<_> =
+        before.filter(same).into_iter().flat_map(|before| before.steps).filter(is_earlier).collect();
+    let earlier = earlier.iter().skip(earlier.len().saturating_sub(EARLIER_STEPS)).cloned();
+    let now = switch.steps.iter().map(|step| SwitchStepStatus {
         name: step.name.clone(),
         started_at: step.started_at.to_string(),
         finished_at: step.finished_at.map(|time| time.to_string()),
     });
+    let steps = earlier.chain(now);
     let step = match switch.result {
         Some(SwitchResult::Done) => "Done".to_owned(),
         Some(SwitchResult::Aborted) => "Aborted".to_owned(),
@@ -244,8 +258,7 @@ impl Picture<'_> {
         if self.agent.is_some() {
             return None;
         }
-        let current = |pod: &&AgentPod| pod.running && pod.fingerprint == self.plan.fingerprint;
-        let runs = self.observed.pods.values().any(|pod| current(&pod));
+        let runs = self.observed.pods.values().any(|pod| pod.running);
         Some(match &self.observed.answer {
             Some(Err(why)) if runs => (
                 Reason::AgentDown,
@@ -254,7 +267,8 @@ impl Picture<'_> {
                      few seconds. Look at its log, and at NetworkPolicies between the operator and its port 8080."
                 ),
             ),
-            Some(Ok(_) | Err(_)) | None => (Reason::AgentStarting, "The agent is being started.".to_owned()),
+            Some(Ok(_)) => (Reason::AgentStarting, "The agent is told of the changed spec.".to_owned()),
+            Some(Err(_)) | None => (Reason::AgentStarting, "The agent is being started.".to_owned()),
         })
     }
 

@@ -6,8 +6,12 @@ use std::process::Command;
 
 use quorate::mirror::agent::config::{AgentConfig, Fence, RunState};
 use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason, SwitchResult};
-use quorate_pair::Pair;
+use quorate::mirror::config::Config;
+use quorate::mirror::connect::Access;
+use quorate::mirror::inspect::discarded;
+use quorate_pair::etcd::Settings;
 use quorate_pair::programs::until;
+use quorate_pair::{Pair, Side};
 use tempfile::TempDir;
 
 use super::{Mirror, alike, held, level};
@@ -234,4 +238,20 @@ async fn an_agent_that_is_told_the_other_direction_writes_nothing() {
     file.change(|config| config.active = "a".to_owned());
     let follows = |status: &AgentStatus| status.phase == AgentPhase::Streaming && status.problem.is_none();
     until_it_says(&agent, "that it follows", follows).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_much_history_is_gone_is_known_of_every_minor() {
+    for minor in ["3.5", "3.6", "3.7"] {
+        let source = Side::start(Settings::of(minor)).await;
+        let access = Access { endpoints: vec![source.endpoints()], ..Access::default() };
+        let keyspace = Config::whole().keyspace().unwrap();
+        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 0, "{minor}: nothing was ever written");
+        for number in 0..10 {
+            source.etcd.put(format!("/k/{number}"), "v").await;
+        }
+        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 0, "{minor}");
+        source.etcd.client().await.compact(7, None).await.unwrap();
+        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 7, "{minor}");
+    }
 }
