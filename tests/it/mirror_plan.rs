@@ -626,6 +626,12 @@ fn a_fence_of_roles_mounts_roots_secrets() {
               keyFile: /etc/quorate/fence/eqiad/tls/tls.key
     "#]]
     .assert_eq(&serde_saphyr::to_string(&config.fence).unwrap());
+    // An EtcdCluster's clients' Secret is the applications', whose role is taken.
+    let certificates = config.sites.iter().map(|site| site.credentials.certificate_file.as_deref());
+    assert_eq!(
+        certificates.collect::<Vec<_>>(),
+        [Some("/etc/quorate/fence/eqiad/tls/tls.crt"), Some("/etc/quorate/site/codfw/tls/tls.crt")]
+    );
     let volumes = manifest(&plan, "Deployment", "dc-agent").pointer("/spec/template/spec/volumes").unwrap();
     let secrets: Vec<&str> = volumes
         .as_array()

@@ -34,6 +34,8 @@ pub struct Known {
     pub switching: bool,
     /// The switch that is under way, or the last one.
     pub switch: Option<Switch>,
+    /// What would be written to a site that is back.
+    pub plan: Option<WaitingPlan>,
 }
 
 impl Known {
@@ -56,8 +58,9 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
         switch: known.switch.clone(),
         initial_sync_done: known.synced,
         verification: known.verification.clone(),
-        plan: report.stopped.as_ref().and_then(plan),
-        sites: seen(config, report),
+        plan: known.plan.clone().or_else(|| report.stopped.as_ref().and_then(plan)),
+        // While a site waits for a person nobody asks them again and again.
+        sites: if known.plan.is_some() { Vec::new() } else { seen(config, report) },
         keys: known.verification.as_ref().map(|verification| verification.keys).or(report.source_keys),
         ..AgentStatus::default()
     };
