@@ -13,6 +13,7 @@ mod keys;
 mod limits;
 mod links;
 mod restored;
+mod switch;
 
 use std::fs;
 use std::net::SocketAddr;

@@ -309,6 +309,21 @@ impl Etcd {
         client.user_grant_role(name, name).await.unwrap();
     }
 
+    /// A client of the first member as that user, whose password is the name.
+    pub async fn client_as(&self, user: &str) -> Client {
+        let login = Some((user.to_owned(), user.to_owned()));
+        self.dial(self.address(0), login).await.unwrap()
+    }
+
+    /// What a role may do: number of the kind, key and range end, as etcd has them.
+    pub async fn permissions(&self, role: &str) -> Vec<(i32, Vec<u8>, Vec<u8>)> {
+        let role = self.client().await.role_get(role).await.unwrap();
+        let of = |permission: &Permission| {
+            (permission.get_type(), permission.key().to_vec(), permission.range_end().to_vec())
+        };
+        role.permissions().iter().map(of).collect()
+    }
+
     /// Asks the first member through etcdctl; the error is what it says.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String, String> {
         let mut command = Command::new(program(self.settings.minor, "etcdctl"));
