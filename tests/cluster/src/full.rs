@@ -64,6 +64,14 @@ const PARTS: &[Part] = &[
         variables: &[],
         minutes: 60,
     },
+    Part {
+        name: "mirror cases",
+        shows: "a mirror between real etcds, killed 1,000 times, silent for an hour, behind a slow target for ten minutes, \
+                with a million keys: nothing is lost, repeated or written without need",
+        run: Run::Cargo(&["test", "--locked", "--test", "it", "mirror_cases::", "--", "--show-output"]),
+        variables: &[],
+        minutes: 150,
+    },
 ];
 
 /// The first part of all.
