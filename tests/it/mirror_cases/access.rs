@@ -73,12 +73,12 @@ async fn tokens_end_and_passwords_change_without_an_end_of_the_mirror() {
 async fn signed_tokens_that_end_at_any_point_are_asked_for_anew() {
     let settings = || Settings::of("3.6").signed_tokens(2).flag("bcrypt-cost", 4);
     let mut pair = Pair::start(settings(), settings()).await;
+    let recorded = [pair.source.etcd.record().await, pair.target.etcd.record().await];
     pair.source.etcd.fill("/a/k", 100, 10).await;
     let permissions =
         || ["/a/", "/__quorate/mirror/"].map(|prefix| Permission::read_write(prefix).with_prefix());
     let source_password = user(&mut pair.source.etcd, permissions().to_vec()).await;
     let target_password = user(&mut pair.target.etcd, permissions().to_vec()).await;
-    let recorded = [pair.source.etcd.record().await, pair.target.etcd.record().await];
     let flags = flags(&source_password, &target_password);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let mut mirror = Mirror::start(&pair.source, &pair.target, &flags);

@@ -3,7 +3,7 @@
 use quorate_pair::{Etcd, Pair, Recorder, Settings, Side};
 
 use super::judge::{judge, needless, only};
-use super::{Mirror, alike, held, level_of};
+use super::{Mirror, alike};
 
 /// Judges one of several mirrors of a side.
 async fn judged(id: &str, prefix: &str, source: (&Etcd, &Recorder), target: (&Etcd, &Recorder)) {
@@ -26,16 +26,14 @@ async fn mirrors_in_both_directions_of_disjoint_prefixes_leave_each_other_alone(
         Mirror::start(&there, &here, &["--id", "back", "--prefix", "/there/"]),
     ];
     for number in 0..60 {
-        here.etcd.put(format!("/here/{:05}", number * 7), format!("here {number}")).await;
-        there.etcd.put(format!("/there/{:05}", number * 7), format!("there {number}")).await;
+        here.etcd.put(format!("/here/{:05}", number * 7 % 300), format!("here {number}")).await;
+        there.etcd.put(format!("/there/{:05}", number * 7 % 300), format!("there {number}")).await;
         here.etcd.delete(format!("/here/{:05}", number * 5)).await;
-        if number % 20 == 0 {
-            level_of("forth", &here, &there).await;
-            level_of("back", &there, &here).await;
+        if number % 5 == 0 {
+            alike(&here, "/there/", &there, "/there/").await;
+            alike(&here, "/here/", &there, "/here/").await;
         }
     }
-    level_of("forth", &here, &there).await;
-    level_of("back", &there, &here).await;
     alike(&here, "", &there, "").await;
     for mirror in mirrors {
         assert!(mirror.metric("resyncs_total").await == 0.0, "{}", mirror.said());
@@ -45,25 +43,34 @@ async fn mirrors_in_both_directions_of_disjoint_prefixes_leave_each_other_alone(
     judged("back", "/there/", there, here).await;
 }
 
+/// What is copied into one is copied on from there, and each copy is exact.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_copied_goes_round_when_mirrors_make_a_circle() {
+async fn mirrors_in_a_chain_copy_to_its_end() {
     let start = || Side::start(Settings::of("3.6"));
-    let (a, b, c) = tokio::join!(start(), start(), start());
-    a.etcd.put("/x/k", "0").await;
-    let mut mirrors = Vec::new();
-    for (id, source, target) in [("ab", &a, &b), ("bc", &b, &c), ("ca", &c, &a)] {
-        let mut mirror = Mirror::start(source, target, &["--id", id, "--prefix", "/x/"]);
-        super::pass(std::time::Duration::from_millis(1500)).await;
-        println!("measured: {id} runs: {}: {}", mirror.is_running(), mirror.said());
-        mirrors.push(mirror);
+    let (first, second, third) = tokio::join!(start(), start(), start());
+    let sides = [&first, &second, &third];
+    let recorded = [first.etcd.record().await, second.etcd.record().await, third.etcd.record().await];
+    first.etcd.fill("/k/", 300, 10).await;
+    let start = |id, source, target| Mirror::start(source, target, &["--id", id, "--prefix", "/k/"]);
+    let _near = start("near", &first, &second);
+    let far = start("far", &second, &third);
+    for number in 0..60 {
+        first.etcd.put(format!("/k/{:05}", number * 7 % 300), number.to_string()).await;
+        first.etcd.delete(format!("/k/{:05}", number * 5)).await;
+        if number == 30 {
+            alike(&first, "/k/", &third, "/k/").await;
+            // The last one misses what comes next, and the history of it.
+            far.pause();
+        }
     }
-    let before = a.etcd.head().await;
-    a.etcd.put("/x/k", "1").await;
-    a.etcd.put("/x/k", "2").await;
-    super::pass(std::time::Duration::from_secs(3)).await;
-    println!("measured: {} revisions of one put", a.etcd.head().await - before);
-    for side in [&a, &b, &c] {
-        println!("measured: {:?}", held(side, "/x/").await);
+    alike(&first, "/k/", &second, "/k/").await;
+    second.etcd.compact().await;
+    far.kill();
+    let far = start("far", &second, &third);
+    alike(&first, "/k/", &third, "/k/").await;
+    assert!(far.metric("resyncs_total").await > 0.0, "it had missed nothing: {}", far.said());
+    for (id, source, target) in [("near", 0, 1), ("far", 1, 2)] {
+        let [source, target] = [source, target].map(|side| (&sides[side].etcd, &recorded[side]));
+        judged(id, "/k/", source, target).await;
     }
-    panic!("look");
 }

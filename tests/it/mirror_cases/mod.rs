@@ -17,7 +17,7 @@
 //! | 22, 23 | tokens, passwords, certificates | `access` |
 //! | 24, 25 | half-open connections, long silence, members that are gone | `links` |
 //! | 28, 29, 30 | switches, promotions, foreign writes | `agent` |
-//! | 31 | both directions | `directions` |
+//! | 31 | both directions, a chain; circles are the operator's to refuse | `directions`; `mirror_plan` |
 //! | 37 | seeded schedules against a model | `mirror` |
 //! | 38 | a clock that jumps: no code that decides reads one | `tidy` |
 //!
@@ -51,6 +51,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+/// MiB that an agent may need, whatever it copies.
+const MEMORY: u64 = 128;
 
 /// Whether a case takes the length that it has in `cargo verify --full`.
 fn full() -> bool {
