@@ -67,6 +67,10 @@ async fn mirrors_in_a_chain_copy_to_its_end() {
     second.etcd.compact().await;
     far.kill();
     let far = start("far", &second, &third);
+    for number in 0..10 {
+        alike(&first, "/k/", &third, "/k/").await;
+        first.etcd.put("/k/00000", format!("again {number}")).await;
+    }
     alike(&first, "/k/", &third, "/k/").await;
     assert!(far.metric("resyncs_total").await > 0.0, "it had missed nothing: {}", far.said());
     for (id, source, target) in [("near", 0, 1), ("far", 1, 2)] {
