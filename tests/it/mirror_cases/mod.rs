@@ -16,7 +16,7 @@
 //! | 19, 35, 36 | scans beside heavy writes, a slow target, a million keys | `scans` |
 //! | 22, 23 | tokens, passwords, certificates | `access` |
 //! | 24, 25 | half-open connections, long silence, members that are gone | `links` |
-//! | 28, 29, 30 | switches, promotions, foreign writes | `agent` |
+//! | 28, 29 | switches and promotions | `agent` |
 //! | 31 | both directions, a chain; circles are the operator's to refuse | `directions`; `mirror_plan` |
 //! | 37 | seeded schedules against a model | `mirror` |
 //! | 38 | a clock that jumps: no code that decides reads one | `tidy` |
