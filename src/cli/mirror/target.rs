@@ -33,7 +33,7 @@ pub(super) async fn promote(of: OfTarget) -> anyhow::Result<Exit> {
     match &done.let_in {
         Ok(false) => {}
         Ok(true) => {
-            terminal::print("writers that an earlier switch kept out have their permissions again\n")?
+            terminal::print("writers that an earlier switch kept out have their permissions again\n")?;
         }
         Err(why) => terminal::complain(&format!(
             "writers may still be kept out by an earlier switch: {why}; do it again with --target-user root"

@@ -106,7 +106,7 @@ impl Agent {
             self.step("Abort");
         }
         // First: a promotion that is under way would else come after writers were let in.
-        if !take_back(&pair).await.map_err(refused)? {
+        if !take_back(&pair).await? {
             return Ok(false);
         }
         let_in(old, &pair, &old.active).await?;
@@ -121,9 +121,9 @@ impl Agent {
         self.step("Verify");
         // Outside of the fence: what is wrong is found before anybody has to stop.
         if let Some(writers) = &writers {
-            authorize::permits(writers).await.map_err(of_fence)?;
+            authorize::permits(writers).await?;
         }
-        let attempt = attempt(&pair).await.map_err(refused)?;
+        let attempt = attempt(&pair).await?;
         tokio::select! {
             ended = self.mirror(order.clone()) => return Err(refused(format!("the mirror ended: {ended:?}"))),
             verdict = self.equal(&order) => drop(verdict?),
@@ -131,11 +131,11 @@ impl Agent {
         self.step("Fence");
         match (&old.fence, &writers) {
             (Some(Fence::Roles { .. }), Some(writers)) => {
-                authorize::fence(writers).await.map_err(of_fence)?
+                authorize::fence(writers).await?;
             }
             // A person has said that the writers are stopped.
             (Some(Fence::Manual), None) => {}
-            (_, _) => return Err(refused("there is no fence")),
+            (_, _) => return Err(refused("there is no fence".to_owned())),
         }
         self.step("Drain");
         let late = || {
@@ -145,15 +145,15 @@ impl Agent {
         self.step("Compare");
         let compared = self.equal(&order).await?;
         if let Some(writers) = &writers {
-            authorize::holds(writers).await.map_err(of_fence)?;
+            authorize::holds(writers).await?;
         }
         self.step("Promote");
-        let term = promote(&pair, &attempt, &compared, to).await.map_err(refused)?;
+        let term = promote(&pair, &attempt, &compared, to).await?;
         self.state().known.recorded = Some(to.to_owned());
         self.step("Reverse");
         welcome(old, &pair, to).await;
         let lost = lost(&pair, &order, compared.revision, &old.active).await;
-        reverse(&pair, term, to, Scan::new(0)).await.map_err(refused)?;
+        reverse(&pair, term, to, Scan::new(0)).await?;
         self.finish(lost);
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Agent {
                 self.begin(&old.active, to);
                 self.step("Reverse");
                 welcome(old, &pair, to).await;
-                reverse(&pair, term, to, Scan::new(0)).await.map_err(refused)
+                reverse(&pair, term, to, Scan::new(0)).await.map_err(Problem::from)
             }
             Err(problem) => Err(problem),
         };
@@ -207,12 +207,12 @@ impl Agent {
         self.begin_anew(&old.active, to);
         self.step("Fence");
         if let Some(writers) = writers(old, &old.active)? {
-            authorize::fence(&writers).await.map_err(of_fence)?;
+            authorize::fence(&writers).await?;
         }
         welcome(old, &pair, to).await;
         self.step("List");
-        let (found, counts) = survey(&pair, &old.active, term).await.map_err(refused)?;
-        keep(&pair, &found).await.map_err(refused)?;
+        let (found, counts) = survey(&pair, &old.active, term).await?;
+        keep(&pair, &found).await?;
         if old.requests.resync.as_ref() != Some(&found.hash) {
             let Counts { missing, differing, extra, .. } = counts;
             let plan = WaitingPlan {
@@ -227,7 +227,7 @@ impl Agent {
         self.step("Reverse");
         let late = lost(&pair, &order, found.revision, &old.active).await;
         let begins = Scan { approved: true, ..Scan::new(0) };
-        reverse(&pair, term, to, begins).await.map_err(refused)?;
+        reverse(&pair, term, to, begins).await?;
         let told = told(&found, to);
         self.finish(Some(late.map_or(told.clone(), |late| format!("{told}. {late}"))));
         Ok(None)
@@ -239,8 +239,8 @@ impl Agent {
         order.settings.mode = Mode::Once;
         match self.mirror(order).await {
             Ended::Stopped(Stop::Done) => Ok(()),
-            Ended::Stopped(stop) => Err(refused(stop)),
-            Ended::Told => Err(refused("it was told to end")),
+            Ended::Stopped(stop) => Err(refused(stop.to_string())),
+            Ended::Told => Err(refused("it was told to end".to_owned())),
         }
     }
 
@@ -260,7 +260,7 @@ impl Agent {
                         )))
                     };
                 }
-                Err(error) if tries == COMPARISONS => return Err(refused(error)),
+                Err(error) if tries == COMPARISONS => return Err(refused(error.to_string())),
                 Err(_) => tokio::time::sleep(COMPARE_AGAIN).await,
             }
             tries += 1;
@@ -313,7 +313,7 @@ async fn let_in(config: &AgentConfig, pair: &Pair, site: &str) -> Result<(), Pro
     }
     match writers(config, site)? {
         Some(writers) => {
-            if authorize::give_back(&writers.root, &pair.id).await.map_err(of_fence)? {
+            if authorize::give_back(&writers.root, &pair.id).await? {
                 tracing::info!("writers of {site} have their permissions again");
             }
             Ok(())
@@ -337,16 +337,23 @@ async fn welcome(config: &AgentConfig, pair: &Pair, site: &str) {
     }
 }
 
-fn refused(why: impl ToString) -> Problem {
-    Problem { reason: ProblemReason::SwitchRefused, message: why.to_string() }
+fn refused(message: String) -> Problem {
+    Problem { reason: ProblemReason::SwitchRefused, message }
 }
 
-fn of_fence(error: FenceError) -> Problem {
-    let reason = match error {
-        FenceError::Refused(_) => ProblemReason::FenceRefused,
-        FenceError::Failed(_) => ProblemReason::SwitchRefused,
-    };
-    Problem { reason, message: error.to_string() }
+impl From<SwitchError> for Problem {
+    fn from(SwitchError(message): SwitchError) -> Self {
+        refused(message)
+    }
+}
+
+impl From<FenceError> for Problem {
+    fn from(error: FenceError) -> Self {
+        match error {
+            FenceError::Refused(message) => Self { reason: ProblemReason::FenceRefused, message },
+            FenceError::Failed(message) => refused(message),
+        }
+    }
 }
 
 /// What a person must know before a site that is back may follow.
@@ -400,7 +407,8 @@ fn pair(old: &AgentConfig, to: &str) -> Result<Pair, Problem> {
         .any(|prefixes| prefixes.values().any(|one| prefixes.values().any(|other| one != other)));
     if renames && !old.ignore.is_empty() && old.ignore_site.is_none() {
         return Err(refused(
-            "the mappings rename keys, and nothing says by whose names the patterns of ignore are matched: set ignoreSite",
+            "the mappings rename keys, and nothing says by whose names the patterns of ignore are matched: set ignoreSite"
+                .to_owned(),
         ));
     }
     let there = order::order(old, false)?;

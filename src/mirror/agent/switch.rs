@@ -90,7 +90,7 @@ pub async fn take_back(pair: &Pair) -> Result<bool, SwitchError> {
         for _ in 0..ATTEMPTS {
             let client = client(&pair.new).await?;
             let own = own(&client, &pair.new, &pair.id).await?;
-            if own.site.as_ref().is_some_and(|site| is_active(site)) {
+            if own.site.as_ref().is_some_and(is_active) {
                 return Ok(false);
             }
             let transaction = Txn::new()

@@ -8,11 +8,13 @@ use etcd_client::{Client, Error, Permission, PutOptions};
 use quorate::mirror::agent::config::{Credentials, Fence};
 use quorate::mirror::agent::lost::Lost;
 use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason, SwitchResult};
+use quorate::mirror::agent::switch;
 use quorate::mirror::authorize::{FenceError, Writers, fence, give_back, holds};
-use quorate::mirror::config::MirrorId;
+use quorate::mirror::config::{Config, MirrorId};
 use quorate::mirror::connect::{Access, UserName};
 use quorate::mirror::fence::{Kind, Record, Taken};
 use quorate::mirror::keyspace::Span;
+use quorate::mirror::verify::verify;
 use quorate_pair::programs::{MINORS, until};
 use quorate_pair::{Etcd, Pair, Settings, Side};
 use tempfile::TempDir;
@@ -218,6 +220,38 @@ async fn a_switch_that_is_taken_back_gives_the_roles_back_and_copying_goes_on() 
     until_it_says(&agent, "that b is active", follows("b")).await;
 }
 
+/// How a site is reached without a user.
+fn access(side: &Side) -> Access {
+    let endpoints = side.endpoints().split(',').map(str::to_owned).collect();
+    Access { endpoints, ..Access::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_promotion_that_comes_after_it_was_taken_back_changes_nothing() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.fill("/k/", 20, 10).await;
+    let file = File::of(&pair);
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    agent.kill();
+    let id = MirrorId::new("default").unwrap();
+    let (old, new) = (access(&pair.source), access(&pair.target));
+    let sites = switch::Pair { id, old, new, back: Config::whole() };
+    let compared = verify(&sites.old, &sites.new, &sites.id).await.unwrap();
+    let before = own(&pair.target, "site").await;
+
+    let taken_back = switch::attempt(&sites).await.unwrap();
+    assert!(switch::take_back(&sites).await.unwrap());
+    switch::promote(&sites, &taken_back, &compared, "b").await.unwrap_err();
+    let earlier = switch::attempt(&sites).await.unwrap();
+    let later = switch::attempt(&sites).await.unwrap();
+    switch::promote(&sites, &earlier, &compared, "b").await.unwrap_err();
+    assert_eq!(own(&pair.target, "site").await, before);
+    assert_eq!(switch::promote(&sites, &later, &compared, "b").await.unwrap(), 2);
+    assert!(!switch::take_back(&sites).await.unwrap(), "it was taken back after it was done");
+    assert_ne!(own(&pair.target, "site").await, before);
+}
+
 /// Case 4, of a switch: whenever the agent dies, what it began is ended by the next one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_agent_that_is_killed_in_a_switch_leaves_nothing_half_done() {
@@ -233,7 +267,7 @@ async fn an_agent_that_is_killed_in_a_switch_leaves_nothing_half_done() {
         file.change(|config| config.active = to.to_owned());
         // The file is read after a second at the latest; by then it is begun anew by it, too.
         for turn in 0..20_u64 {
-            pass(Duration::from_millis(rand::random_range(100..1800) + 50 * turn)).await;
+            pass(Duration::from_millis(rand::random_range(50..700) + 50 * turn)).await;
             let running = agent.take().unwrap_or_else(|| Mirror::by_file(&file.path()));
             if status(&running).await.is_some_and(|status| follows(to)(&status)) {
                 agent = Some(running);
