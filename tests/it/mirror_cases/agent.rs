@@ -7,7 +7,7 @@ use std::process::Command;
 use quorate::mirror::agent::config::{AgentConfig, Fence, RunState};
 use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason, SwitchResult};
 use quorate::mirror::config::Config;
-use quorate::mirror::connect::Access;
+use quorate::mirror::connect::{Access, Connection};
 use quorate::mirror::inspect::discarded;
 use quorate_pair::etcd::Settings;
 use quorate_pair::programs::until;
@@ -257,12 +257,14 @@ async fn how_much_history_is_gone_is_known_of_every_minor() {
         let source = Side::start(Settings::of(minor)).await;
         let access = Access { endpoints: vec![source.endpoints()], ..Access::default() };
         let keyspace = Config::whole().keyspace().unwrap();
-        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 0, "{minor}: nothing was ever written");
+        let connection = Connection::default();
+        let gone = async || discarded(&access, (&connection, 0), &keyspace).await.unwrap();
+        assert_eq!(gone().await, 0, "{minor}: nothing was ever written");
         for number in 0..10 {
             source.etcd.put(format!("/k/{number}"), "v").await;
         }
-        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 0, "{minor}");
+        assert_eq!(gone().await, 0, "{minor}");
         source.etcd.client().await.compact(7, None).await.unwrap();
-        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 7, "{minor}");
+        assert_eq!(gone().await, 7, "{minor}");
     }
 }

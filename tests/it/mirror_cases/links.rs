@@ -141,7 +141,9 @@ async fn a_leader_that_dies_in_the_middle_of_a_transaction_takes_nothing_along()
             if answers_are_lost {
                 pair.target.proxies[member].change(|link| link.to_client.held = true);
             } else {
-                others.iter().for_each(|other| pair.target.etcd.pause(*other));
+                for other in &others {
+                    pair.target.etcd.pause(*other);
+                }
             }
             until("a transaction is under way", async || {
                 pair.target.proxies[member].traffic().to_server > sent
@@ -151,7 +153,9 @@ async fn a_leader_that_dies_in_the_middle_of_a_transaction_takes_nothing_along()
             if answers_are_lost {
                 pair.target.proxies[member].change(|link| link.to_client.held = false);
             } else {
-                others.iter().for_each(|other| pair.target.etcd.resume(*other));
+                for other in &others {
+                    pair.target.etcd.resume(*other);
+                }
             }
             level(&pair.source, &pair.target).await;
             pair.target.etcd.spawn(member);
@@ -284,7 +288,7 @@ async fn connections_on_which_nothing_is_said_for_long_stay_and_work() {
     let before = connections();
     pass(SILENCE[usize::from(full())]).await;
     assert_eq!(connections(), before, "somebody hung up: {}", mirror.said());
-    assert!(mirror.metric("watches_total").await == watches, "{}", mirror.said());
+    assert!(mirror.metric("watches_total").await.total_cmp(&watches).is_eq(), "{}", mirror.said());
     let begun = Instant::now();
     pair.source.etcd.put("/k", "after it").await;
     level(&pair.source, &pair.target).await;
