@@ -25,6 +25,8 @@ use super::{Mirror, alike, held, level, pass};
 
 /// Between two writes of an application: some hundred a second.
 const PACE: Duration = Duration::from_millis(3);
+/// A write that crosses a change of permissions is asked again so often.
+const TRIES: usize = 100;
 /// Role and user of the applications.
 const WRITERS: &str = "writers";
 
@@ -63,18 +65,17 @@ async fn guarded() -> (Pair, File) {
 
 /// Whether a write was done, or denied. etcd may refuse one that crosses a change of permissions: it is to be asked again.
 async fn written(client: &mut Client, key: &[u8]) -> bool {
-    let mut done = None;
-    until("a write is done or denied", async || {
-        done = match client.put(key, "1", None).await {
-            Ok(_) => Some(true),
-            Err(Error::GRpcStatus(status)) if status.message().contains("permission denied") => Some(false),
-            Err(Error::GRpcStatus(status)) if status.message().contains("auth store is old") => None,
+    for _ in 0..TRIES {
+        match client.put(key.to_vec(), "1", None).await {
+            Ok(_) => return true,
+            Err(Error::GRpcStatus(status)) if status.message().contains("permission denied") => return false,
+            Err(Error::GRpcStatus(status)) if status.message().contains("auth store is old") => {
+                pass(PACE).await;
+            }
             Err(error) => panic!("a write ended otherwise: {error}"),
-        };
-        done.is_some()
-    })
-    .await;
-    done.unwrap()
+        }
+    }
+    panic!("a write is neither done nor denied");
 }
 
 /// Whether an application may write at a side.
