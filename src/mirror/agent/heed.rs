@@ -118,24 +118,22 @@ mod tests {
         Record { site, fenced: false }
     }
 
-    fn manual() -> Option<Fence> {
-        Some(Fence::Manual)
-    }
+    const MANUAL: Option<Fence> = Some(Fence::Manual);
 
     #[test]
     fn the_records_say_what_is_copied_and_the_file_what_is_wished() {
-        let old = || Box::new(config("a", manual()));
+        let old = || Box::new(config("a", MANUAL));
         let (active, follower) = (record(SiteRole::Active, 1, "a"), record(SiteRole::Follower, 1, "a"));
         let records = [Some(active.clone()), Some(follower)];
-        assert_eq!(heeded(&config("a", manual()), &records), Heeded::Follow(old()));
+        assert_eq!(heeded(&config("a", MANUAL), &records), Heeded::Follow(old()));
         assert_eq!(heeded(&config("b", None), &records), Heeded::NoFence(Box::new(config("a", None))));
         let switch = Heeded::Switch { old: old(), to: "b".to_owned() };
-        assert_eq!(heeded(&config("b", manual()), &records), switch);
+        assert_eq!(heeded(&config("b", MANUAL), &records), switch);
         // Whatever the file says by then: what was promoted by a switch is ended.
         let promoted = [Some(active), Some(record(SiteRole::Active, 2, "b"))];
         for wished in ["a", "b"] {
             let reverse = Heeded::Reverse { old: old(), to: "b".to_owned(), term: 2 };
-            assert_eq!(heeded(&config(wished, manual()), &promoted), reverse);
+            assert_eq!(heeded(&config(wished, MANUAL), &promoted), reverse);
         }
     }
 
@@ -145,32 +143,32 @@ mod tests {
         let follower = record(SiteRole::Follower, 3, "a");
         let records = [Some(fenced.clone()), Some(follower.clone())];
         let back = |fence| Heeded::TakeBack { old: Box::new(config("a", fence)), to: "b".to_owned() };
-        assert_eq!(heeded(&config("a", manual()), &records), back(manual()));
+        assert_eq!(heeded(&config("a", MANUAL), &records), back(MANUAL));
         assert_eq!(heeded(&config("b", None), &records), back(None));
-        assert!(matches!(heeded(&config("b", manual()), &records), Heeded::Switch { .. }));
+        assert!(matches!(heeded(&config("b", MANUAL), &records), Heeded::Switch { .. }));
         // The side that follows stays fenced.
         let follows = [Some(Record { fenced: false, ..fenced }), Some(Record { fenced: true, ..follower })];
-        assert!(matches!(heeded(&config("a", manual()), &follows), Heeded::Follow(_)));
+        assert!(matches!(heeded(&config("a", MANUAL), &follows), Heeded::Follow(_)));
     }
 
     #[test]
     fn what_somebody_promoted_by_hand_is_not_turned_into_a_mirror_the_other_way() {
         for term in [2, 4] {
             let forced = [Some(record(SiteRole::Active, 1, "a")), Some(record(SiteRole::Active, term, "a"))];
-            for (wished, fence) in [("a", manual()), ("b", None)] {
+            for (wished, fence) in [("a", MANUAL), ("b", None)] {
                 let file = config(wished, fence);
                 let follow = Heeded::Follow(Box::new(file.clone()));
                 assert_eq!(heeded(&file, &forced), follow, "the engine refuses it");
             }
-            let back = Heeded::Return { old: Box::new(config("a", manual())), to: "b".to_owned(), term };
-            assert_eq!(heeded(&config("b", manual()), &forced), back);
+            let back = Heeded::Return { old: Box::new(config("a", MANUAL)), to: "b".to_owned(), term };
+            assert_eq!(heeded(&config("b", MANUAL), &forced), back);
         }
     }
 
     #[test]
     fn without_records_the_file_counts() {
         for records in [[None, None], [Some(record(SiteRole::Active, 1, "a")), None]] {
-            let file = config("b", manual());
+            let file = config("b", MANUAL);
             assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
         }
     }
