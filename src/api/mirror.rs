@@ -339,8 +339,8 @@ pub struct LagObjective {
 #[x_kube(validation = mirror_rules::fence_names_roles())]
 #[x_kube(validation = mirror_rules::fence_uses_its_roles())]
 pub struct FenceSpec {
-    /// Roles (READWRITE permissions of the named roles become READ at the old site before the last keys are copied;
-    /// it is refused where auth is off or another role may still write) or Manual (you say that writers are stopped
+    /// Roles (READWRITE permissions of the named roles become READ at the old site before the last keys are copied, and
+    /// come back when it is active again; it is refused where auth is off or another role may still write) or Manual (you say that writers are stopped
     /// whenever you change active). Default: Roles.
     #[serde(default)]
     pub mode: FenceMode,
@@ -348,7 +348,8 @@ pub struct FenceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "set", "maxItems" = 32), inner(length(min = 1, max = 128)))]
     pub roles: Vec<String>,
-    /// How etcd's user root is reached at each site, in mode Roles: one entry for each. Default: none.
+    /// How etcd's user root is reached at each site, in mode Roles: one entry for each. At a site with clusterRef the
+    /// agent always comes as root then, since the Secret of its clients is the applications'. Default: none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["site"], "maxItems" = 4))]
     pub root: Vec<RootAccess>,

@@ -219,6 +219,8 @@ pub enum Reason {
     FenceRefused,
     /// The sites of a mirror cannot be switched now.
     SwitchRefused,
+    /// A site of a mirror is back after the other one was promoted without it.
+    SiteReturned,
     /// Somebody else writes to the mirrored range of the target.
     ForeignWrites,
 }
@@ -333,6 +335,7 @@ impl Reason {
         Self::FenceMissing,
         Self::FenceRefused,
         Self::SwitchRefused,
+        Self::SiteReturned,
         Self::ForeignWrites,
     ];
 

@@ -46,14 +46,19 @@ pub enum AuthError {
 pub async fn is_enabled(address: &Address, identity: &ClientIdentity) -> Result<bool, AuthError> {
     let asked = async {
         let client = connect(address, Some(identity)).await?;
-        match client.auth_client().authenticate(STRANGER.to_owned(), String::new()).await {
-            Ok(_) => Ok(true),
-            Err(etcd_client::Error::GRpcStatus(status)) if status.message() == NOT_ENABLED => Ok(false),
-            Err(etcd_client::Error::GRpcStatus(status)) if status.message() == UNKNOWN_USER => Ok(true),
-            Err(error) => Err(refused("tell whether auth is on")(error)),
-        }
+        is_on(&client).await.map_err(refused("tell whether auth is on"))
     };
     tokio::time::timeout(DEADLINE, asked).await.map_err(|_| AuthError::Deadline)?
+}
+
+/// The same, of whoever a client speaks to.
+pub async fn is_on(client: &Client) -> Result<bool, etcd_client::Error> {
+    match client.auth_client().authenticate(STRANGER.to_owned(), String::new()).await {
+        Ok(_) => Ok(true),
+        Err(etcd_client::Error::GRpcStatus(status)) if status.message() == NOT_ENABLED => Ok(false),
+        Err(etcd_client::Error::GRpcStatus(status)) if status.message() == UNKNOWN_USER => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 /// Turns auth on. `user` may read and write every key, if nobody has said otherwise before.

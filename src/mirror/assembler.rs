@@ -100,8 +100,9 @@ impl Assembler {
         }
         let last = self.open.keys().next_back().copied();
         match last {
-            // One watcher's answer holds whole revisions, but for a fragment's last.
-            Some(last) if self.watchers == 1 && !response.fragment => self.flush(last),
+            // One watcher's answer holds whole revisions, but for a fragment's last. The older ones go on at once: all
+            // fragments together are as large as a thousand revisions are.
+            Some(last) if self.watchers == 1 => self.flush(if response.fragment { last - 1 } else { last }),
             Some(_) | None => Vec::new(),
         }
     }
@@ -161,10 +162,13 @@ mod tests {
         let mut assembler = Assembler::new(1, 3);
         assembler.take(created(0));
         let fragment = Response { fragment: true, ..events(0, 50, &[(4, "a"), (5, "b")]) };
-        assert!(assembler.take(fragment).is_empty());
-        let whole = assembler.take(events(0, 50, &[(5, "c")]));
-        assert_eq!(revisions(&whole), [4, 5]);
-        assert_eq!(whole[1].changes.len(), 2);
+        assert_eq!(revisions(&assembler.take(fragment)), [4], "what is whole does not wait for the rest");
+        assert_eq!(assembler.known(), 4, "a watch that begins anew begins with the revision that was cut");
+        let more = Response { fragment: true, ..events(0, 50, &[(5, "c")]) };
+        assert!(assembler.take(more).is_empty());
+        let whole = assembler.take(events(0, 50, &[(5, "d")]));
+        assert_eq!(revisions(&whole), [5]);
+        assert_eq!(whole[0].changes.len(), 3);
     }
 
     #[test]

@@ -18,14 +18,18 @@ const FIRST: i64 = 2;
 #[error("{0}")]
 pub struct InspectError(String);
 
-/// The revision up to which the source's history is gone; 0: nothing is.
-pub async fn discarded(source: &Access, keyspace: &Keyspace) -> Result<i64, InspectError> {
+/// The revision up to which the source's history is gone; 0: nothing is. It asks the endpoint whose turn it is.
+pub async fn discarded(
+    source: &Access,
+    (connection, turn): (&Connection, usize),
+    keyspace: &Keyspace,
+) -> Result<i64, InspectError> {
     let asked = async {
         let client =
-            Connection::default().client(source, 0).await.map_err(|error| InspectError(error.to_string()))?;
+            connection.client(source, turn).await.map_err(|error| InspectError(error.to_string()))?;
         // One key that the mirror's role may read.
         let key = keyspace.hull(Side::Source).start;
-        ask(&client, key).await.map_err(|error| InspectError(told(source, 0, &error)))
+        ask(&client, key).await.map_err(|error| InspectError(told(source, turn, &error)))
     };
     let late = || InspectError(format!("no answer within {} s", DEADLINE.as_secs()));
     tokio::time::timeout(DEADLINE, asked).await.map_err(|_| late())?

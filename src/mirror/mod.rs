@@ -24,10 +24,12 @@
 
 pub mod agent;
 pub mod assembler;
+pub mod authorize;
 pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod connect;
+pub mod fence;
 mod follow;
 pub mod inspect;
 pub mod keyspace;

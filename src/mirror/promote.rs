@@ -4,9 +4,11 @@ use etcd_client::{
     Client, Compare, CompareOp, Error, LeaseGrantOptions, LeaseTimeToLiveOptions, PutOptions, Txn, TxnOp,
 };
 
+use super::authorize::give_back;
 use super::checkpoint::{Checkpoint, Owner, Role, Site, SiteRole};
 use super::config::MirrorId;
 use super::connect::{Access, Connection, told};
+use super::machine::Own;
 use super::write::{parking_lease, read_own};
 
 /// How long keys that had a lease in the source live on after a promotion, unless somebody keeps them: stale locks and
@@ -26,6 +28,8 @@ pub struct Promoted {
     pub checkpoint: Option<Checkpoint>,
     /// Keys that end in a minute.
     pub leased: usize,
+    /// Whether writers that an earlier switch kept out of the target were let in; or why they were not.
+    pub let_in: Result<bool, String>,
 }
 
 /// Why it was not done, or not wholly.
@@ -33,7 +37,8 @@ pub struct Promoted {
 #[error("{0}")]
 pub struct PromoteError(pub String);
 
-/// Takes the target, whoever owns it, and reads the checkpoint in the same transaction.
+/// Takes the target, whoever owns it, and reads the checkpoint in the same transaction. Done already, it only ends what
+/// may be left of it.
 pub async fn promote(target: &Access, id: &MirrorId) -> Result<Promoted, PromoteError> {
     let client =
         Connection::default().client(target, 0).await.map_err(|error| PromoteError(error.to_string()))?;
@@ -45,6 +50,25 @@ pub async fn promote(target: &Access, id: &MirrorId) -> Result<Promoted, Promote
             id.as_str()
         )));
     }
+    let (term, revision, checkpoint) = match done(&own) {
+        Some(done) => done,
+        None => take(&client, id, &own).await.map_err(failed)?,
+    };
+    let leased = grace(&client, id).await.map_err(failed)?;
+    let let_in = give_back(target, id).await.map_err(|error| error.to_string());
+    Ok(Promoted { term, revision, checkpoint, leased, let_in })
+}
+
+/// The promotion that was done before.
+fn done(own: &Own) -> Option<(u64, i64, Option<Checkpoint>)> {
+    let owner = own.owner.as_ref()?;
+    let promoted = Owner::parse(&owner.value).is_ok_and(|owner| owner.role == Role::Promoted);
+    let site = Site::parse(&own.site.as_ref()?.value).ok()?;
+    let checkpoint = own.checkpoint.as_ref().and_then(|stored| Checkpoint::parse(&stored.value).ok());
+    (promoted && site.role == SiteRole::Active).then_some((site.term, owner.modified, checkpoint))
+}
+
+async fn take(client: &Client, id: &MirrorId, own: &Own) -> Result<(u64, i64, Option<Checkpoint>), Error> {
     let site = own.site.as_ref().and_then(|stored| Site::parse(&stored.value).ok());
     let term = site.as_ref().map_or(0, |site| site.term) + 1;
     let owner = Owner { epoch: format!("{:032x}", rand::random::<u128>()), role: Role::Promoted };
@@ -56,7 +80,7 @@ pub async fn promote(target: &Access, id: &MirrorId) -> Result<Promoted, Promote
         TxnOp::put(id.key("site"), site.text(), None),
         TxnOp::get(id.key("checkpoint"), None),
     ]);
-    let answer = client.kv_client().txn(transaction).await.map_err(failed)?;
+    let answer = client.kv_client().txn(transaction).await?;
     let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
     let read = answer.op_responses().into_iter().find_map(|result| match result {
         etcd_client::TxnOpResponse::Get(read) => read.kvs().first().map(|kv| kv.value().to_vec()),
@@ -64,9 +88,7 @@ pub async fn promote(target: &Access, id: &MirrorId) -> Result<Promoted, Promote
         | etcd_client::TxnOpResponse::Delete(_)
         | etcd_client::TxnOpResponse::Txn(_) => None,
     });
-    let checkpoint = read.and_then(|value| Checkpoint::parse(&value).ok());
-    let leased = grace(&client, id).await.map_err(failed)?;
-    Ok(Promoted { term, revision, checkpoint, leased })
+    Ok((term, revision, read.and_then(|value| Checkpoint::parse(&value).ok())))
 }
 
 /// Gives every parked key a lease that ends.

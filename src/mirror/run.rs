@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::MissedTickBehavior;
 
-use super::connect::Access;
+use super::connect::{Access, Connection};
 use super::follow::{Came, Source};
 use super::inspect::discarded;
 use super::keyspace::{InvalidKeyspace, Keyspace};
@@ -141,11 +141,15 @@ pub async fn run(
 async fn look_at_history(source: &Access, keyspace: &Keyspace, board: &Board) -> Infallible {
     let mut clock = tokio::time::interval(HISTORY_AGAIN);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut connection, mut turn) = (Connection::default(), 0);
     loop {
         clock.tick().await;
-        match discarded(source, keyspace).await {
+        match discarded(source, (&connection, turn), keyspace).await {
             Ok(revision) => board.read().discarded = Some(revision),
-            Err(error) => tracing::debug!("how much history the source has is not known: {error}"),
+            Err(error) => {
+                tracing::debug!("how much history the source has is not known: {error}");
+                (connection, turn) = (Connection::default(), turn + 1);
+            }
         }
     }
 }

@@ -35,13 +35,30 @@ pub struct Verdict {
 #[error("{0}")]
 pub struct VerifyError(String);
 
-struct Both {
-    source: Client,
-    target: Client,
-    revision: i64,
-    target_revision: i64,
-    keyspace: Keyspace,
-    config: Config,
+/// Both sides, each at one revision.
+pub(super) struct Both {
+    /// The source.
+    pub(super) source: Client,
+    /// The target.
+    pub(super) target: Client,
+    /// Of the source.
+    pub(super) revision: i64,
+    /// Of the target.
+    pub(super) target_revision: i64,
+    /// Which keys are where.
+    pub(super) keyspace: Keyspace,
+    /// The same, as it was given.
+    pub(super) config: Config,
+}
+
+/// The same keys of both sides.
+pub(super) struct Part {
+    /// Of the source, in their order.
+    pub(super) source: Vec<Entry>,
+    /// Of the target, in theirs.
+    pub(super) target: Vec<Entry>,
+    /// Where the next part begins, as a key of the source; absent: there is none.
+    pub(super) end: Option<Vec<u8>>,
 }
 
 /// Compares all mirrored keys.
@@ -104,6 +121,15 @@ impl Both {
         place: usize,
         cursor: Option<&[u8]>,
     ) -> Result<(Compared, Option<Vec<u8>>), VerifyError> {
+        let Part { source, target, end } = self.part(place, cursor).await?;
+        let compared = compare(&self.keyspace, self.config.leases, &source, &target);
+        let compared = compared
+            .map_err(|Nameless(key)| VerifyError(format!("the key {} has no name there", shown(&key))))?;
+        Ok((compared, end))
+    }
+
+    /// The same keys of both sides, from `cursor` on in the mapping at `place`: as many as a page has.
+    pub(super) async fn part(&self, place: usize, cursor: Option<&[u8]>) -> Result<Part, VerifyError> {
         let spans = self.keyspace.spans(Side::Source);
         let everything = Span { start: vec![0], end: None };
         let span = spans.get(place).map_or(everything, |span| span.from(cursor));
@@ -117,11 +143,8 @@ impl Both {
             end = self.keyspace.opposite(place, &part, Side::Target).and_then(|span| span.end);
         }
         let before = |entry: &Entry| end.as_ref().is_none_or(|end| entry.key < *end);
-        let source: Vec<Entry> = here.entries.into_iter().filter(before).collect();
-        let compared = compare(&self.keyspace, self.config.leases, &source, &target.entries);
-        let compared = compared
-            .map_err(|Nameless(key)| VerifyError(format!("the key {} has no name there", shown(&key))))?;
-        Ok((compared, end))
+        let source = here.entries.into_iter().filter(before).collect();
+        Ok(Part { source, target: target.entries, end })
     }
 }
 

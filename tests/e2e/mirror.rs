@@ -1,6 +1,7 @@
 //! EtcdMirrors: two EtcdClusters, and an agent between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use quorate::etcd::connect::connect;
 use serde_json::{Value, json};
 
 use crate::replace;
-use crate::support::{Story, eventually, measured, quorate, story};
+use crate::support::{Story, eventually, measured, processes, quorate, story};
 
 type Keys = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -177,10 +178,10 @@ async fn told_and_stopped(story: &Story) {
     eventually("the agent is gone", gone).await;
 }
 
-/// A pair of three members each, with a person as its fence.
-async fn pair(story: &Story) {
-    story.create(json!({})).await;
-    story.create_named("second", json!({"version": "3.7"})).await;
+/// A pair of so many members each, with a person as its fence.
+async fn pair_of(story: &Story, members: usize) {
+    story.create(json!({"replicas": members})).await;
+    story.create_named("second", json!({"replicas": members, "version": "3.7"})).await;
     let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
     let mirror = json!({
         "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": {"name": "pair"},
@@ -233,7 +234,7 @@ async fn equal(story: &Story) -> usize {
 #[tokio::test]
 async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_members_change() {
     story("pair", async |story| {
-        pair(story).await;
+        pair_of(story, 3).await;
         let stop = AtomicBool::new(false);
         let changes = async {
             both_sides_change(story).await;
@@ -272,6 +273,75 @@ async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_membe
         story.write("k/at-a-", 100).await;
         assert_eq!(equal(story).await, keys + 200);
         measured(&format!("a pair was switched while its agent died {killed} times, and back with no key copied"));
+    })
+    .await;
+}
+
+/// Takes away, or gives back, the agent's way to the source: packets from its Pod go nowhere.
+async fn way_to_source(story: &Story, verb: &str) {
+    let agents = ListParams::default().labels("quorate.dev/mirror=pair");
+    let agent = story.api::<Pod>().list(&agents).await.unwrap().items.remove(0);
+    let process = processes(&agent.uid().unwrap(), "mirror --config").remove(0);
+    let pid = process.file_name().unwrap().to_str().unwrap();
+    for address in story.addresses().await.values() {
+        let (ip, _) = address.dial.split_once(':').unwrap();
+        let route = ["-n", "-t", pid, "ip", "route", verb, "blackhole", ip];
+        assert!(Command::new("nsenter").args(route).status().unwrap().success(), "{verb} {ip}");
+    }
+}
+
+/// `quorate mirror VERB` of the agent's image, against the target.
+async fn at_target(story: &Story, verb: &str) -> String {
+    let agent = story.api::<Deployment>().get("pair-agent").await.unwrap();
+    let image = agent.spec.unwrap().template.spec.unwrap().containers.remove(0).image.unwrap();
+    let target = format!("--target=https://second.{}.svc:2379", story.namespace);
+    let tls = ["--target-ca=/tls/ca.crt", "--target-cert=/tls/tls.crt", "--target-key=/tls/tls.key"];
+    let command = [&["/usr/local/bin/quorate", "mirror", verb, &target][..], &tls].concat();
+    let (code, said) = story.run_in_pod_of(&image, "second", &command).await;
+    assert_eq!(code, 0, "{said}");
+    said
+}
+
+#[tokio::test]
+async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() {
+    story("lost", async |story| {
+        pair_of(story, 1).await;
+        story.write("k/before-", 50).await;
+        equal(story).await;
+
+        way_to_source(story, "add").await;
+        story.write("k/lost-", 20).await;
+        let mut source = story.etcd("main-0").await;
+        for number in 0..5 {
+            source.delete(format!("k/before-{number}"), None).await.unwrap();
+        }
+        at_target(story, "promote").await;
+        story.write_to("second", "k/at-b-", 10).await;
+        let promoted = held(story, "second").await.unwrap();
+        change(story, json!({"active": "b"})).await;
+        way_to_source(story, "del").await;
+
+        let status = until(story, "tells of the site that is back", says("SiteReturned")).await;
+        let plan = status.plan.unwrap();
+        assert_eq!((plan.adds, plan.overwrites, plan.deletes), (15, 0, 20));
+        let list = at_target(story, "lost").await;
+        let named = |word: &str| -> BTreeSet<String> {
+            let lines = list.lines().filter_map(|line| line.strip_prefix(word)?.split(' ').next());
+            lines.map(|key| key.trim_matches('"').to_owned()).collect()
+        };
+        let expected = |prefix: &str, keys: usize| (0..keys).map(|number| format!("{prefix}{number}")).collect();
+        let lost: [BTreeSet<String>; 2] = [expected("k/lost-", 20), expected("k/before-", 5)];
+        assert_eq!([named("put "), named("deleted ")], lost, "{list}");
+        assert!(held(story, "main").await.unwrap().contains_key(&b"k/lost-0"[..]), "written to unasked");
+
+        let approve = ["mirror", "resync", "pair", "--approve", &plan.hash, "-n", &story.namespace];
+        let (code, said, wrong) = quorate(&approve);
+        assert_eq!(code, Some(0), "{said}{wrong}");
+        let follows = |status: &EtcdMirrorStatus| status.source.as_deref() == Some("b") && says("Healthy")(status);
+        until(story, "follows the promoted site", follows).await;
+        assert_eq!(equal(story).await, promoted.len());
+        assert!(held(story, "second").await.unwrap() == promoted, "the promoted site was written to");
+        measured("a site that was cut off and lost: 20 puts and 5 deletes of its own listed, all of them, then it followed");
     })
     .await;
 }

@@ -362,6 +362,11 @@ impl Story {
 
     /// Runs one command of etcd's image in a Pod of its own, with the client Secret mounted; its exit code and words.
     pub(crate) async fn run_in_pod(&self, command: &[&str]) -> (i32, String) {
+        self.run_in_pod_of("gcr.io/etcd-development/etcd:v3.6.16", "main", command).await
+    }
+
+    /// The same of any image, with the client Secret of a cluster.
+    pub(crate) async fn run_in_pod_of(&self, image: &str, cluster: &str, command: &[&str]) -> (i32, String) {
         let name = format!("run-{:06x}", rand::random::<u32>() & 0xff_ffff);
         let pod = json!({
             "apiVersion": "v1",
@@ -373,13 +378,13 @@ impl Story {
                 "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "fsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}},
                 "containers": [{
                     "name": "run",
-                    "image": "gcr.io/etcd-development/etcd:v3.6.16",
+                    "image": image,
                     "imagePullPolicy": "IfNotPresent",
                     "command": command,
                     "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
                 }],
-                "volumes": [{"name": "tls", "secret": {"secretName": "main-client", "defaultMode": 0o440}}],
+                "volumes": [{"name": "tls", "secret": {"secretName": format!("{cluster}-client"), "defaultMode": 0o440}}],
             },
         });
         self.api::<Pod>()

@@ -622,6 +622,12 @@ fn a_fence_of_roles_mounts_roots_secrets() {
               keyFile: /etc/quorate/fence/eqiad/tls/tls.key
     "#]]
     .assert_eq(&serde_saphyr::to_string(&config.fence).unwrap());
+    // An EtcdCluster's clients' Secret is the applications', whose role is taken.
+    let certificates = config.sites.iter().map(|site| site.credentials.certificate_file.as_deref());
+    assert_eq!(
+        certificates.collect::<Vec<_>>(),
+        [Some("/etc/quorate/fence/eqiad/tls/tls.crt"), Some("/etc/quorate/site/codfw/tls/tls.crt")]
+    );
     let volumes = manifest(&plan, "Deployment", "dc-agent").pointer("/spec/template/spec/volumes").unwrap();
     let secrets: Vec<&str> = volumes
         .as_array()
@@ -738,25 +744,30 @@ fn the_steps_of_a_switch_survive_the_agent_that_took_them() {
     let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).unwrap();
     let step =
         |name: &str, second| SwitchStep { name: name.to_owned(), started_at: at(second), finished_at: None };
-    let answer = |to: &str, steps: Vec<SwitchStep>| AgentStatus {
+    let answer = |started: i64, to: &str, steps: Vec<SwitchStep>| AgentStatus {
+        started_at: Some(at(started)),
         switch: Some(Switch { from: "eqiad".to_owned(), to: to.to_owned(), steps, ..Switch::default() }),
         ..streaming()
     };
     let names = |status: &EtcdMirrorStatus| -> Vec<String> {
         status.switch.iter().flat_map(|switch| &switch.steps).map(|step| step.name.clone()).collect()
     };
-    let observed = answering(&desired, answer("codfw", vec![step("Verify", 0), step("Fence", 5)]));
+    let observed = answering(&desired, answer(-9, "codfw", vec![step("Verify", 0), step("Fence", 5)]));
     let first = told(&desired, &observed);
     let again = |before: &EtcdMirrorStatus, answer: AgentStatus| {
         let observed = answering(&desired, answer);
         status(before, &desired, &observed, &plan(&desired, &observed, before), observed.now)
     };
     // The same agent once more.
-    let same = again(&first, answer("codfw", vec![step("Verify", 0), step("Fence", 5), step("Drain", 6)]));
+    let same =
+        again(&first, answer(-9, "codfw", vec![step("Verify", 0), step("Fence", 5), step("Drain", 6)]));
     assert_eq!(names(&same), ["Verify", "Fence", "Drain"]);
-    let next = again(&same, answer("codfw", vec![step("Verify", 20)]));
+    let next = again(&same, answer(10, "codfw", vec![step("Verify", 20)]));
     assert_eq!(names(&next), ["Verify", "Fence", "Drain", "Verify"]);
-    let back = again(&next, answer("eqiad", vec![step("Verify", 90)]));
+    // It was refused, and is tried again.
+    let tried = again(&next, answer(10, "codfw", vec![step("Verify", 50)]));
+    assert_eq!(names(&tried), ["Verify", "Fence", "Drain", "Verify"]);
+    let back = again(&next, answer(80, "eqiad", vec![step("Verify", 90)]));
     assert_eq!(names(&back), ["Verify"], "the steps of another switch");
 }
 

@@ -92,6 +92,31 @@ fn rooms_look_in_one_direction_only() {
     none(&complaints);
 }
 
+/// So a clock that jumps changes what an agent tells, and nothing that it does: whatever is waited for or measured is
+/// an `Instant`, and no time is stored in etcd. (The clock of one process alone cannot be set: no namespace has it.)
+#[test]
+fn only_what_an_agent_tells_knows_the_time_of_day() {
+    const WORDS: [&str; 5] = ["jiff", "Timestamp", "SystemTime", "OffsetDateTime", "UNIX_EPOCH"];
+    const TELLING: [&str; 4] = [
+        "src/mirror/agent/change.rs",
+        "src/mirror/agent/run.rs",
+        "src/mirror/agent/status.rs",
+        "src/mirror/agent/tell.rs",
+    ];
+    let knows = |text: &str| WORDS.into_iter().find(|word| mentions(&code(text), word));
+    let mut complaints = Vec::new();
+    for (path, text) in sources("src/mirror/") {
+        match (knows(&text), TELLING.contains(&path.as_str())) {
+            (Some(word), false) => complaints.push(format!(
+                "{path} has `{word}`: a mirror must not depend on what time somebody thinks it is"
+            )),
+            (None, true) => complaints.push(format!("{path} needs no exception: it knows no time of day")),
+            (Some(_), true) | (None, false) => {}
+        }
+    }
+    none(&complaints);
+}
+
 #[test]
 fn every_reason_has_a_heading_in_the_manual_and_the_other_way_round() {
     let manual = read("docs/operations.md");

@@ -64,6 +64,8 @@ pub(super) enum Action {
     Promote(OfTarget),
     /// Show how far the mirror into a target has come.
     Checkpoint(OfTarget),
+    /// List what a site that came back after this target was promoted had of its own.
+    Lost(OfTarget),
     #[command(flatten)]
     EtcdMirror(etcdmirror::Verb),
 }

@@ -22,6 +22,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.action {
         Some(Action::Promote(of)) => target::promote(of).await,
         Some(Action::Checkpoint(of)) => target::checkpoint(of).await,
+        Some(Action::Lost(of)) => target::lost(of).await,
         Some(Action::EtcdMirror(verb)) => etcdmirror::execute(verb).await,
         None => match arguments.config {
             Some(file) => follow::by_file(&file, &arguments.follow).await,

@@ -1,8 +1,9 @@
-//! What needs the target only: to look at a checkpoint, and to promote.
+//! What needs the target only: to look at a checkpoint or a list, and to promote.
 
 use super::arguments::{OfTarget, mirror_id};
 use crate::cli::problem::Problem;
 use crate::cli::{Exit, terminal};
+use crate::mirror::agent::lost::Lost;
 use crate::mirror::checkpoint::{Checkpoint, Position};
 use crate::mirror::connect::Connection;
 use crate::mirror::promote;
@@ -29,7 +30,50 @@ pub(super) async fn promote(of: OfTarget) -> anyhow::Result<Exit> {
             done.leased
         ))?;
     }
-    Ok(if whole { Exit::Done } else { Exit::Degraded })
+    match &done.let_in {
+        Ok(false) => {}
+        Ok(true) => {
+            terminal::print("writers that an earlier switch kept out have their permissions again\n")?;
+        }
+        Err(why) => terminal::complain(&format!(
+            "writers may still be kept out by an earlier switch: {why}; do it again with --target-user root"
+        )),
+    }
+    Ok(if whole && done.let_in.is_ok() { Exit::Done } else { Exit::Degraded })
+}
+
+pub(super) async fn lost(of: OfTarget) -> anyhow::Result<Exit> {
+    let (id, access) = (mirror_id(&of.id)?, of.target.access()?);
+    let client = Connection::default().client(&access, 0).await?;
+    let answer = client.kv_client().get(id.key("lost"), None).await.map_err(|error| {
+        Problem::Other(format!("the target does not answer: {}", crate::etcd::survey::words(&error)))
+    })?;
+    let Some(kv) = answer.kvs().first() else {
+        terminal::print("no list: no site has come back since this one was promoted\n")?;
+        return Ok(Exit::Done);
+    };
+    let lost = Lost::parse(kv.value())
+        .map_err(|problem| Problem::Other(format!("the list is not as an agent wrote it: {problem}")))?;
+    terminal::print(&listed(&lost))?;
+    Ok(Exit::Done)
+}
+
+/// A line a key.
+fn listed(lost: &Lost) -> String {
+    let mut text = format!(
+        "{} at revision {}, looked at in term {}: {} keys put and {} deleted that this side never got\n",
+        lost.site, lost.revision, lost.term, lost.put_count, lost.delete_count
+    );
+    for put in &lost.puts {
+        text.push_str(&format!("put {} (revision {})\n", put.key, put.revision));
+    }
+    for key in &lost.deletes {
+        text.push_str(&format!("deleted {key}\n"));
+    }
+    if !lost.whole {
+        text.push_str("the list is cut here\n");
+    }
+    text
 }
 
 pub(super) async fn checkpoint(of: OfTarget) -> anyhow::Result<Exit> {

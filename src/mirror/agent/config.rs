@@ -168,6 +168,29 @@ pub struct Requests {
     pub resync: Option<String>,
 }
 
+impl Credentials {
+    /// Those of root at the same site: what is not said of root is the mirror's, the authority and, with a password, the
+    /// certificate.
+    #[must_use]
+    pub fn of_root(&self, root: &Self) -> Self {
+        let own = self.clone();
+        let root = root.clone();
+        let with_own = root.certificate_file.is_none() && root.user_file.is_some();
+        let (certificate_file, key_file) = if with_own {
+            (own.certificate_file, own.key_file)
+        } else {
+            (root.certificate_file, root.key_file)
+        };
+        Self {
+            authority_file: root.authority_file.or(own.authority_file),
+            certificate_file,
+            key_file,
+            user_file: root.user_file,
+            password_file: root.password_file,
+        }
+    }
+}
+
 impl AgentConfig {
     /// The same, with its fingerprint: another one for every change of what is asked. Members come and go without one.
     #[must_use]

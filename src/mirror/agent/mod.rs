@@ -4,9 +4,13 @@
 //! file, and goes on from the checkpoint in the target. A file that cannot be carried out is a problem that `/status`
 //! tells, not an end, so whoever wrote it sees why.
 
+mod change;
 pub mod config;
+pub mod heed;
+pub mod lost;
 pub mod order;
 pub mod run;
 pub mod status;
+pub mod survey;
 pub mod switch;
 pub mod tell;

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::config::{AgentConfig, Credentials, LeasePolicy, Site};
+use super::config::{AgentConfig, Credentials, Fence, LeasePolicy, Site};
 use super::status::{Problem, ProblemReason};
+use crate::mirror::authorize::Writers;
 use crate::mirror::config::{Config, Leases, Limits, MirrorId, Policy};
 use crate::mirror::connect::{Access, UserName};
 use crate::mirror::keyspace::{InvalidKeyspace, Mapping, Side};
@@ -61,6 +62,26 @@ pub fn sites(config: &AgentConfig) -> Result<(&Site, &Site), Problem> {
             format!("active: {active:?} names no site; write {:?} or {:?}", first.name, second.name),
         )),
     }
+}
+
+/// Writers of a site, and how they are kept out and let in; `None`: a person does that, or nobody.
+pub fn writers(config: &AgentConfig, site: &str) -> Result<Option<Writers>, Problem> {
+    let Some(Fence::Roles { roles, root }) = &config.fence else { return Ok(None) };
+    let config = AgentConfig { active: site.to_owned(), ..config.clone() };
+    let (source, _) = sites(&config)?;
+    let refused = |message: String| problem(ProblemReason::FenceRefused, message);
+    let missing = || refused(format!("fence.root says nothing of the site {site}: name both sites"));
+    let root = root.get(site).ok_or_else(missing)?;
+    let settings = order(&config, false)?.settings;
+    let keyspace = settings.config.keyspace().map_err(|error| problem(reason(&error), error.to_string()))?;
+    Ok(Some(Writers {
+        id: settings.id,
+        site: site.to_owned(),
+        root: access(&Site { credentials: source.credentials.of_root(root), ..source.clone() }),
+        own: access(source),
+        roles: roles.clone(),
+        spans: keyspace.spans(Side::Source),
+    }))
 }
 
 fn mappings(config: &AgentConfig, source: &str, target: &str) -> Result<Vec<Mapping>, Problem> {
@@ -148,6 +169,30 @@ mod tests {
             (keys.config.mappings, keys.config.ignore_at, keys.resync),
             (vec![mapping], Side::Target, true)
         );
+    }
+
+    #[test]
+    fn roots_credentials_stand_for_those_of_the_mirror() {
+        let text = r#", "active": "a", "mappings": [{"a": "/x/", "b": "/y/"}], "fence": {"Roles": {"roles": ["w"],
+            "root": {"a": {"certificateFile": "r.crt", "keyFile": "r.key"}, "b": {"userFile": "u", "passwordFile": "p"}}}}"#;
+        let mut config = config(text);
+        for site in &mut config.sites {
+            site.credentials.authority_file = Some("ca".to_owned());
+            site.credentials.certificate_file = Some("m.crt".to_owned());
+            site.credentials.key_file = Some("m.key".to_owned());
+        }
+        let of = |site: &str| writers(&config, site).unwrap().unwrap();
+        let certificate = |name: &str| (format!("{name}.crt").into(), format!("{name}.key").into());
+        let (a, b) = (of("a"), of("b"));
+        assert_eq!((a.root.certificate, a.root.user), (Some(certificate("r")), None));
+        assert_eq!((b.root.certificate, b.root.user.is_some()), (Some(certificate("m")), true));
+        assert_eq!((a.root.authority, a.own.certificate), (Some("ca".into()), Some(certificate("m"))));
+        assert_eq!((a.spans[0].start.as_slice(), b.spans[0].start.as_slice()), (&b"/x/"[..], &b"/y/"[..]));
+        let manual = AgentConfig { fence: Some(Fence::Manual), ..config.clone() };
+        assert!(writers(&manual, "a").unwrap().is_none());
+        let Some(Fence::Roles { root, .. }) = &mut config.fence else { panic!("it is one of roles") };
+        root.remove("b");
+        assert_eq!(writers(&config, "b").unwrap_err().reason, ProblemReason::FenceRefused);
     }
 
     #[test]

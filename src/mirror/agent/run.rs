@@ -5,21 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use etcd_client::{Txn, TxnOp, TxnOpResponse};
 use jiff::Timestamp;
 
-use super::config::{AgentConfig, Fence, RunState};
+use super::config::{AgentConfig, RunState};
+use super::heed::{Heeded, Record, heeded};
 use super::order;
-use super::status::{AgentStatus, Problem, ProblemReason, Switch, SwitchResult, SwitchStep, Verification};
-use super::switch::{Pair, late, promote, reverse};
+use super::status::{AgentStatus, Problem, ProblemReason, SwitchResult, Verification};
 use super::tell::{self, Known};
-use crate::mirror::checkpoint::{Site, SiteRole};
+use crate::mirror::checkpoint::Site;
 use crate::mirror::config::MirrorId;
 use crate::mirror::connect::{Access, Connection};
-use crate::mirror::machine::Mode;
-use crate::mirror::resync::Counts;
 use crate::mirror::run::{Board, Ended, Order, Report, run};
 use crate::mirror::stop::Stop;
-use crate::mirror::text::shown;
 use crate::mirror::verify::{Verdict, verify};
 
 /// How often the file is read again.
@@ -27,17 +25,9 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 /// How long a read of both sides' records may take.
 const RECORDS_DEADLINE: Duration = Duration::from_secs(8);
 /// After they spoke against the direction of the file.
-const RECORDS_AGAIN: Duration = Duration::from_secs(5);
-/// How long writers may have to stand still for the rest to be copied.
-const DRAIN_LIMIT: Duration = Duration::from_mins(10);
-/// Keys that are named.
-const NAMED: usize = 10;
-/// After a switch that could not be carried out.
-const SWITCH_AGAIN: Duration = Duration::from_secs(30);
-/// How often a comparison of a switch is tried again.
-const COMPARISONS: u32 = 12;
+pub(super) const RECORDS_AGAIN: Duration = Duration::from_secs(5);
 /// After a comparison that could not be made, such as before the first sync has ended.
-const COMPARE_AGAIN: Duration = Duration::from_secs(5);
+pub(super) const COMPARE_AGAIN: Duration = Duration::from_secs(5);
 
 /// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -64,15 +54,21 @@ pub struct Agent {
     state: Arc<Mutex<State>>,
 }
 
-struct State {
+/// What an agent remembers.
+pub(super) struct State {
     config: AgentConfig,
-    known: Known,
+    /// What it says beside the engine's report.
+    pub(super) known: Known,
+    /// The records of a site were not there, or could not be read, when they were last looked at.
+    unread: bool,
 }
 
 impl Agent {
     /// One that has done nothing yet.
     pub fn new(config: AgentConfig, board: Board) -> Self {
-        Self { board, state: Arc::new(Mutex::new(State { config, known: Known::default() })) }
+        let known = Known { started_at: Some(Timestamp::now()), ..Known::default() };
+        let state = State { config, known, unread: false };
+        Self { board, state: Arc::new(Mutex::new(state)) }
     }
 
     /// What `/status` says.
@@ -88,7 +84,12 @@ impl Agent {
         let mut told = std::pin::pin!(told);
         let mut before = None;
         loop {
-            let config = self.state().config.clone();
+            let config = {
+                let mut state = self.state();
+                // Of the file before, or of records that were read since.
+                state.unread = false;
+                state.config.clone()
+            };
             tokio::select! {
                 turned = self.follow(&config, before.as_ref()) => match turned {
                     Turned::Ended(ended) => return ended,
@@ -105,32 +106,41 @@ impl Agent {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, config: AgentConfig) {
         *self.board.read() = Report::default();
         let mut state = self.state();
-        (state.known.problem, state.known.notice, state.known.recorded) = (None, None, None);
-        if std::mem::take(&mut state.known.switching)
-            && let Some(switch) = &mut state.known.switch
-        {
-            // Unless the promotion was done: then the records say so, and it is ended.
-            (switch.finished_at, switch.result) = (Some(Timestamp::now()), Some(SwitchResult::Aborted));
-        }
+        let known = &mut state.known;
+        (known.problem, known.notice, known.recorded, known.plan) = (None, None, None, None);
+        // Whether a switch that was under way is over, the records will say.
+        known.switching = false;
         state.config = config;
     }
 
     /// What etcd's records say of the sites counts: a word in a file alone exchanges no source and target.
     async fn heed_records(&self, config: &AgentConfig) -> Heeded {
-        let heeded = heeded(config, &records(config).await);
+        let records = records(config).await;
+        let heeded = heeded(config, &records);
         let mut state = self.state();
+        state.unread = records.iter().any(Option::is_none);
+        let unread = state.unread;
+        let known = &mut state.known;
+        if !matches!(heeded, Heeded::Return { .. }) {
+            (known.problem, known.plan) = (None, None);
+        }
         match &heeded {
-            Heeded::Follow(_) => (state.known.recorded, state.known.notice) = (None, None),
+            Heeded::Follow(config) => {
+                (known.recorded, known.notice) = (None, None);
+                if !unread {
+                    settle(known, &config.active);
+                }
+            }
             Heeded::NoFence(old) => {
-                state.known.recorded = Some(old.active.clone());
-                state.known.notice = Some(Problem {
+                known.recorded = Some(old.active.clone());
+                known.notice = Some(Problem {
                     reason: ProblemReason::FenceMissing,
                     message: format!(
                         "etcd's own records say that {} is active, and the file says {}. Nothing says how writers are \
@@ -140,21 +150,27 @@ impl Agent {
                     ),
                 });
             }
-            Heeded::Switch { old, .. } | Heeded::Reverse { old, .. } => {
-                state.known.recorded = Some(old.active.clone());
+            Heeded::TakeBack { old, .. } | Heeded::Switch { old, .. } | Heeded::Reverse { old, .. } => {
+                known.recorded = Some(old.active.clone());
             }
+            Heeded::Return { to, .. } => known.recorded = Some(to.clone()),
         }
         heeded
     }
 
-    /// Resolves when the engine has stopped since the sites' records speak against it, and they say what to do instead.
+    /// Resolves when the sites' records say what to do instead of copying: those that could not be read before, or against
+    /// which the engine has stopped.
     async fn mismatched(&self, config: &AgentConfig) {
         let mut clock = tokio::time::interval(RECORDS_AGAIN);
         loop {
             clock.tick().await;
             let stopped = matches!(self.board.read().stopped, Some(Stop::Site(_) | Stop::Promoted));
-            if stopped && heeded(config, &records(config).await) != Heeded::Follow(Box::new(config.clone())) {
-                return;
+            if stopped || self.state().unread {
+                let records = records(config).await;
+                if heeded(config, &records) != Heeded::Follow(Box::new(config.clone())) {
+                    return;
+                }
+                self.state().unread = records.iter().any(Option::is_none);
             }
         }
     }
@@ -172,13 +188,15 @@ impl Agent {
         }
         match self.heed_records(config).await {
             Heeded::Follow(config) | Heeded::NoFence(config) => self.copy(&config, before).await,
+            Heeded::TakeBack { old, to } => self.take_back(&old, &to, before).await,
             Heeded::Switch { old, to } => self.switch(&old, &to, before).await,
+            Heeded::Return { old, to, term } => self.bring_back(&old, &to, term).await,
             Heeded::Reverse { old, to, term } => self.end_switch(&old, &to, term).await,
         }
     }
 
     /// Copies, and compares both sides now and then.
-    async fn copy(&self, config: &AgentConfig, before: Option<&AgentConfig>) -> Turned {
+    pub(super) async fn copy(&self, config: &AgentConfig, before: Option<&AgentConfig>) -> Turned {
         let is_new = |of: fn(&AgentConfig) -> &Option<String>| {
             of(config).is_some() && before.is_none_or(|before| of(before) != of(config))
         };
@@ -196,162 +214,7 @@ impl Agent {
         }
     }
 
-    /// Switches the sites over; if that fails, it says why, and copies on as before for a while.
-    async fn switch(&self, old: &AgentConfig, to: &str, before: Option<&AgentConfig>) -> Turned {
-        let Err(problem) = self.steps(old, to).await else { return Turned::Again };
-        let again = Heeded::Switch { old: Box::new(old.clone()), to: to.to_owned() };
-        let wanted = AgentConfig { active: to.to_owned(), ..old.clone() };
-        if heeded(&wanted, &records(&wanted).await) != again {
-            // It was promoted all the same, or somebody else has switched.
-            tracing::warn!("a step of the switch failed, and the sites' records have changed: {problem}");
-            return Turned::Again;
-        }
-        self.refuse(&old.active, to, &problem);
-        tokio::select! {
-            turned = self.copy(old, before) => turned,
-            () = tokio::time::sleep(SWITCH_AGAIN) => Turned::Again,
-        }
-    }
-
-    fn refuse(&self, from: &str, to: &str, why: &str) {
-        tracing::error!("the sites were not switched: {why}");
-        let seconds = SWITCH_AGAIN.as_secs();
-        let mut state = self.state();
-        state.known.switching = false;
-        if let Some(switch) = &mut state.known.switch {
-            // The next try is another switch: its steps are not added to these.
-            let now = Timestamp::now();
-            end_step(switch, now);
-            (switch.finished_at, switch.result) = (Some(now), Some(SwitchResult::Aborted));
-        }
-        state.known.notice = Some(Problem {
-            reason: ProblemReason::SwitchRefused,
-            message: format!(
-                "The sites are not switched from {from} to {to}: {why}. {from} is copied from as before, and it is tried \
-                 again every {seconds} s. Cure it, or write active: {from}."
-            ),
-        });
-    }
-
-    /// Until the new side is active, and the old one follows it.
-    async fn steps(&self, old: &AgentConfig, to: &str) -> Result<(), String> {
-        let order = order::order(old, false).map_err(|problem| problem.message)?;
-        let pair = pair(old, to)?;
-        self.begin(&old.active, to);
-        self.step("Verify");
-        // Outside of the fence: what is wrong is found before anybody has to stop.
-        tokio::select! {
-            ended = self.mirror(order.clone()) => return Err(format!("the mirror ended: {ended:?}")),
-            verdict = self.equal(&order) => drop(verdict?),
-        }
-        self.step("Fence");
-        match &old.fence {
-            // A person has said that the writers are stopped.
-            Some(Fence::Manual) => {}
-            Some(Fence::Roles { .. }) => return Err("roles are not taken from writers by this release: stop the writers, and set fence.mode: Manual".to_owned()),
-            None => return Err("there is no fence".to_owned()),
-        }
-        self.step("Drain");
-        let late =
-            || format!("the target did not get what the source had within {} s", DRAIN_LIMIT.as_secs());
-        tokio::time::timeout(DRAIN_LIMIT, self.drain(&order)).await.map_err(|_| late())??;
-        self.step("Compare");
-        let compared = self.equal(&order).await?;
-        self.step("Promote");
-        let term = promote(&pair, &compared, to).await.map_err(|error| error.to_string())?;
-        self.state().known.recorded = Some(to.to_owned());
-        self.step("Reverse");
-        let lost = lost(&pair, &order, compared.revision, &old.active).await;
-        reverse(&pair, term, to).await.map_err(|error| error.to_string())?;
-        self.finish(lost);
-        Ok(())
-    }
-
-    /// What is left of a switch whose new side is active.
-    async fn end_switch(&self, old: &AgentConfig, to: &str, term: u64) -> Turned {
-        let done = match pair(old, to) {
-            Ok(pair) => {
-                self.begin(&old.active, to);
-                self.step("Reverse");
-                reverse(&pair, term, to).await.map_err(|error| error.to_string())
-            }
-            Err(why) => Err(why),
-        };
-        match done {
-            Ok(()) => self.finish(None),
-            Err(why) => {
-                tracing::error!("{to} is active, and {} does not follow it yet: {why}", old.active);
-                tokio::time::sleep(RECORDS_AGAIN).await;
-            }
-        }
-        Turned::Again
-    }
-
-    /// Until the target has what the source has now.
-    async fn drain(&self, order: &Order) -> Result<(), String> {
-        let mut order = order.clone();
-        order.settings.mode = Mode::Once;
-        match self.mirror(order).await {
-            Ended::Stopped(Stop::Done) => Ok(()),
-            Ended::Stopped(stop) => Err(stop.to_string()),
-            Ended::Told => Err("it was told to end".to_owned()),
-        }
-    }
-
-    /// Compares both sides; tries again for a while where that is not possible yet.
-    async fn equal(&self, order: &Order) -> Result<Verdict, String> {
-        let mut tries = 0;
-        loop {
-            match verify(&order.source, &order.target, &order.settings.id).await {
-                Ok(verdict) => {
-                    self.note(&verdict);
-                    let Counts { missing, differing, extra, .. } = verdict.counts;
-                    return if missing + differing + extra == 0 {
-                        Ok(verdict)
-                    } else {
-                        Err(format!(
-                            "the side that follows lacks {missing} keys, has {extra} of its own, and {differing} differ"
-                        ))
-                    };
-                }
-                Err(error) if tries == COMPARISONS => return Err(error.to_string()),
-                Err(_) => tokio::time::sleep(COMPARE_AGAIN).await,
-            }
-            tries += 1;
-        }
-    }
-
-    fn begin(&self, from: &str, to: &str) {
-        let mut state = self.state();
-        (state.known.switching, state.known.notice) = (true, None);
-        let goes_on =
-            state.known.switch.as_ref().is_some_and(|switch| switch.to == to && switch.result.is_none());
-        if !goes_on {
-            let switch = Switch { from: from.to_owned(), to: to.to_owned(), ..Switch::default() };
-            state.known.switch = Some(switch);
-        }
-    }
-
-    /// Ends the step that is under way, and begins another.
-    fn step(&self, name: &str) {
-        tracing::info!(step = name, "the sites are switched");
-        let mut state = self.state();
-        let Some(switch) = &mut state.known.switch else { return };
-        let now = Timestamp::now();
-        end_step(switch, now);
-        switch.steps.push(SwitchStep { name: name.to_owned(), started_at: now, finished_at: None });
-    }
-
-    fn finish(&self, lost: Option<String>) {
-        let mut state = self.state();
-        state.known.switching = false;
-        let Some(switch) = &mut state.known.switch else { return };
-        let now = Timestamp::now();
-        end_step(switch, now);
-        (switch.finished_at, switch.result, switch.lost) = (Some(now), Some(SwitchResult::Done), lost);
-    }
-
-    fn note(&self, verdict: &Verdict) {
+    pub(super) fn note(&self, verdict: &Verdict) {
         let counts = verdict.counts;
         tracing::info!(?counts, revision = verdict.revision, "both sides were compared");
         self.state().known.verification = Some(Verification {
@@ -364,7 +227,7 @@ impl Agent {
         });
     }
 
-    async fn mirror(&self, order: Order) -> Ended {
+    pub(super) async fn mirror(&self, order: Order) -> Ended {
         match run(order, self.board.clone(), std::future::pending()).await {
             Ok(ended) => ended,
             // It was found good when the order was made.
@@ -402,96 +265,26 @@ impl Agent {
     }
 }
 
-fn end_step(switch: &mut Switch, now: Timestamp) {
-    if let Some(last) = switch.steps.last_mut() {
-        last.finished_at.get_or_insert(now);
+/// A switch that was under way is over: another agent may have ended it, or it was taken back.
+fn settle(known: &mut Known, active: &str) {
+    known.switching = false;
+    if let Some(switch) = known.switch.as_mut().filter(|switch| switch.result.is_none()) {
+        let done = switch.to == active;
+        let result = if done { SwitchResult::Done } else { SwitchResult::Aborted };
+        switch.end(Timestamp::now(), result);
     }
 }
 
 /// Why an agent does not go on as it did.
-enum Turned {
+pub(super) enum Turned {
     /// It is over.
     Ended(Ended),
     /// The sites' records have changed, or may have.
     Again,
 }
 
-/// Writes of the old side that came after the last copy, in a sentence.
-async fn lost(pair: &Pair, order: &Order, since: i64, old: &str) -> Option<String> {
-    match late(pair, &order.settings.config, since).await {
-        Ok(keys) if keys.is_empty() => None,
-        Ok(keys) => {
-            let named: Vec<String> = keys.iter().take(NAMED).map(|key| shown(key)).collect();
-            Some(format!(
-                "{} keys were written at {old} after the last copy, although its writers were said to be stopped: {}. They \
-                 are made as they are at the new side",
-                keys.len(),
-                named.join(", ")
-            ))
-        }
-        Err(error) => Some(format!("it is not known what was written at {old} after the last copy: {error}")),
-    }
-}
-
-/// Both sides, as a switch needs them.
-fn pair(old: &AgentConfig, to: &str) -> Result<Pair, String> {
-    let renames = old
-        .mappings
-        .iter()
-        .any(|prefixes| prefixes.values().any(|one| prefixes.values().any(|other| one != other)));
-    if renames && !old.ignore.is_empty() && old.ignore_site.is_none() {
-        return Err("the mappings rename keys, and nothing says by whose names the patterns of ignore are matched: set ignoreSite".to_owned());
-    }
-    let there = order::order(old, false).map_err(|problem| problem.message)?;
-    let new = AgentConfig { active: to.to_owned(), ..old.clone() };
-    let back = order::order(&new, false).map_err(|problem| problem.message)?;
-    Ok(Pair { id: there.settings.id, old: there.source, new: there.target, back: back.settings.config })
-}
-
-/// What is to be done by the sites' records and the file.
-#[derive(Clone, Debug, PartialEq)]
-enum Heeded {
-    /// To copy as this says.
-    Follow(Box<AgentConfig>),
-    /// To copy as before, although the file wants another site active.
-    NoFence(Box<AgentConfig>),
-    /// To switch from the site that is active to the other one.
-    Switch { old: Box<AgentConfig>, to: String },
-    /// To end a switch whose promotion was done.
-    Reverse { old: Box<AgentConfig>, to: String, term: u64 },
-}
-
-/// Pure: `records` are those of the sites, in the order of the file.
-fn heeded(config: &AgentConfig, records: &[Option<Site>; 2]) -> Heeded {
-    let by = |active: &str| Box::new(AgentConfig { active: active.to_owned(), ..config.clone() });
-    let follow = || Heeded::Follow(Box::new(config.clone()));
-    let ([first, second], [Some(here), Some(there)]) = (&config.sites, records) else { return follow() };
-    let (active, other) = match (here.role, there.role) {
-        (SiteRole::Active, SiteRole::Follower) if here.term == there.term => (first, second),
-        (SiteRole::Follower, SiteRole::Active) if here.term == there.term => (second, first),
-        // A promotion by hand leaves the word of the last switch as it was: what the old side has of its own since then
-        // is nobody's to overwrite.
-        (SiteRole::Active, SiteRole::Active)
-            if here.term + 1 == there.term && there.handled_active == second.name =>
-        {
-            return Heeded::Reverse { old: by(&first.name), to: second.name.clone(), term: there.term };
-        }
-        (SiteRole::Active, SiteRole::Active)
-            if there.term + 1 == here.term && here.handled_active == first.name =>
-        {
-            return Heeded::Reverse { old: by(&second.name), to: first.name.clone(), term: here.term };
-        }
-        (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => return follow(),
-    };
-    match (&config.fence, config.active == other.name) {
-        (_, false) => Heeded::Follow(by(&active.name)),
-        (None, true) => Heeded::NoFence(by(&active.name)),
-        (Some(_), true) => Heeded::Switch { old: by(&active.name), to: other.name.clone() },
-    }
-}
-
-/// The keys `site` of both sides, in the order of the file; `None`: there is none, or it cannot be read.
-async fn records(config: &AgentConfig) -> [Option<Site>; 2] {
+/// What both sides' own keys say, in the order of the file; `None`: there are none, or they cannot be read.
+pub(super) async fn records(config: &AgentConfig) -> [Option<Record>; 2] {
     let Ok(order) = order::order(config, false) else { return [None, None] };
     let (source, target) =
         tokio::join!(record(&order.source, &order.settings.id), record(&order.target, &order.settings.id));
@@ -499,12 +292,19 @@ async fn records(config: &AgentConfig) -> [Option<Site>; 2] {
     if config.active == first.name { [source, target] } else { [target, source] }
 }
 
-/// What one side's key `site` says, within a few seconds.
-async fn record(access: &Access, id: &MirrorId) -> Option<Site> {
+/// What one side's own keys say, within a few seconds.
+pub(super) async fn record(access: &Access, id: &MirrorId) -> Option<Record> {
     let read = async {
         let client = Connection::default().client(access, 0).await.ok()?;
-        let answer = client.kv_client().get(id.key("site"), None).await.ok()?;
-        answer.kvs().first().and_then(|kv| Site::parse(kv.value()).ok())
+        let keys = ["site", "fence"].map(|name| TxnOp::get(id.key(name), None));
+        let answer = client.kv_client().txn(Txn::new().and_then(keys)).await.ok()?;
+        let values = answer.op_responses().into_iter().map(|result| match result {
+            TxnOpResponse::Get(read) => read.kvs().first().map(|kv| kv.value().to_vec()),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
+        });
+        let values: Vec<Option<Vec<u8>>> = values.collect();
+        let [site, fence] = values.try_into().ok()?;
+        Some(Record { site: Site::parse(&site?).ok()?, fenced: fence.is_some() })
     };
     tokio::time::timeout(RECORDS_DEADLINE, read).await.ok().flatten()
 }
@@ -525,62 +325,6 @@ async fn changed(file: &Path, config: &AgentConfig) -> AgentConfig {
                     said = Some(error);
                 }
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(active: &str, fence: Option<Fence>) -> AgentConfig {
-        let text = r#"{"fingerprint": "f", "id": "default", "active": "", "sites": [
-            {"name": "a", "endpoints": ["http://a:1"]}, {"name": "b", "endpoints": ["http://b:1"]}]}"#;
-        let config: AgentConfig = serde_json::from_str(text).unwrap();
-        AgentConfig { active: active.to_owned(), fence, ..config }
-    }
-
-    fn site(role: SiteRole, term: u64, handled: &str) -> Site {
-        Site { term, role, peer: String::new(), handled_active: handled.to_owned() }
-    }
-
-    #[test]
-    fn the_records_say_what_is_copied_and_the_file_what_is_wished() {
-        let manual = || Some(Fence::Manual);
-        let old = || Box::new(config("a", manual()));
-        let (active, follower) =
-            (Some(site(SiteRole::Active, 1, "a")), Some(site(SiteRole::Follower, 1, "a")));
-        let records = [active.clone(), follower];
-        assert_eq!(heeded(&config("a", manual()), &records), Heeded::Follow(old()));
-        assert_eq!(heeded(&config("b", None), &records), Heeded::NoFence(Box::new(config("a", None))));
-        let switch = Heeded::Switch { old: old(), to: "b".to_owned() };
-        assert_eq!(heeded(&config("b", manual()), &records), switch);
-        // Whatever the file says by then: what was promoted by a switch is ended.
-        let promoted = [active.clone(), Some(site(SiteRole::Active, 2, "b"))];
-        for wished in ["a", "b"] {
-            let reverse = Heeded::Reverse { old: old(), to: "b".to_owned(), term: 2 };
-            assert_eq!(heeded(&config(wished, manual()), &promoted), reverse);
-        }
-    }
-
-    #[test]
-    fn what_somebody_promoted_by_hand_is_not_turned_into_a_mirror_the_other_way() {
-        let forced = [Some(site(SiteRole::Active, 1, "a")), Some(site(SiteRole::Active, 2, "a"))];
-        for wished in ["a", "b"] {
-            let file = config(wished, Some(Fence::Manual));
-            assert_eq!(
-                heeded(&file, &forced),
-                Heeded::Follow(Box::new(file.clone())),
-                "the engine refuses it"
-            );
-        }
-    }
-
-    #[test]
-    fn without_records_the_file_counts() {
-        for records in [[None, None], [Some(site(SiteRole::Active, 1, "a")), None]] {
-            let file = config("b", Some(Fence::Manual));
-            assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
         }
     }
 }

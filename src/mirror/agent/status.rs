@@ -66,6 +66,9 @@ pub struct AgentStatus {
     /// The last comparison of both sides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification: Option<Verification>,
+    /// When the agent was started: of what was done before it knows nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
     /// The switch of sites that is under way, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switch: Option<Switch>,
@@ -159,6 +162,8 @@ pub enum ProblemReason {
     FenceRefused,
     /// The sites cannot be switched now.
     SwitchRefused,
+    /// A site is back after the other one was promoted without it.
+    SiteReturned,
     /// Another agent has taken over.
     AnotherAgent,
     /// Somebody else writes to the mirrored range of the target.
@@ -191,6 +196,7 @@ impl ProblemReason {
         Self::FenceMissing,
         Self::FenceRefused,
         Self::SwitchRefused,
+        Self::SiteReturned,
         Self::AnotherAgent,
         Self::ForeignWrites,
     ];
@@ -324,11 +330,26 @@ pub struct Switch {
     pub lost: Option<String>,
 }
 
+impl Switch {
+    /// Ends the step that is under way.
+    pub fn end_step(&mut self, now: Timestamp) {
+        if let Some(last) = self.steps.last_mut() {
+            last.finished_at.get_or_insert(now);
+        }
+    }
+
+    /// It is over.
+    pub fn end(&mut self, now: Timestamp, result: SwitchResult) {
+        self.end_step(now);
+        (self.finished_at, self.result) = (Some(now), Some(result));
+    }
+}
+
 /// One step of a switch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SwitchStep {
-    /// Verify, Fence, Drain, Compare, Promote, Reverse, or Abort.
+    /// Verify, Fence, Drain, Compare, Promote, Reverse, or Abort; List where a site is back.
     pub name: String,
     /// When it began.
     pub started_at: Timestamp,

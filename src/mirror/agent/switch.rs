@@ -5,8 +5,10 @@
 //! | old active side | new active side | what is next |
 //! |---|---|---|
 //! | active, term t | follower, term t | Verify, Fence, Drain, Compare, Promote, from the beginning |
-//! | active, term t | active, term t + 1 | Reverse |
+//! | the same, with a key `fence`, and the file wants no switch | | Abort |
+//! | active, term t | active, term t + 1 | the new side's writers are let in, if it has a key `fence`; Reverse |
 //! | follower, term t + 1 | active, term t + 1 | done: a mirror the other way |
+//! | active, term t | active, later, by a person | nothing, until the file names the new side: then Fence, List, and Reverse once a person has seen the list |
 //!
 //! - **Invariant (S1), one side:** no two sides are active in one term. Promote writes the new side's term, and compares what
 //!   it was.
@@ -15,7 +17,10 @@
 //!   written since.
 //! - **Invariant (S3), nothing is overwritten early:** the old side is written to only once its own key `site` says that it
 //!   follows in the new term, in one transaction with the checkpoint from which the mirror the other way begins.
-//! - **Invariant (S4), it can be taken back:** until Promote, nothing has happened but copying.
+//! - **Invariant (S4), it can be taken back:** until Promote, nothing has happened but copying, and what was taken from
+//!   the old side's writers is written down there. An attempt to switch begins with a word of its own in the key `switch`
+//!   of the new side, and Promote compares it. Whoever takes a switch back, or begins another, takes that word away first
+//!   and gives the writers back what was theirs only then: a promotion that is late changes nothing.
 //!
 //! The mirror the other way begins with a scan of what both sides have: nearly all is equal and is not written. What a
 //! person's fence did not stop, and keys of the old side whose lease has ended since, it makes as they are at the new side.
@@ -37,6 +42,8 @@ use crate::mirror::write::{read_own, within};
 
 /// How long all requests of a step may take together.
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How often a switch is taken back anew where it is not known whether it was: a promotion can be in between once only.
+const ATTEMPTS: u32 = 5;
 
 /// A step was not done, or it is not known whether it was: the sites' records say, when they are read again.
 #[derive(Debug, thiserror::Error)]
@@ -56,19 +63,79 @@ pub struct Pair {
     pub back: Config,
 }
 
-/// Makes the new side active, if nothing has moved since `compared`; its new term.
-pub async fn promote(pair: &Pair, compared: &Verdict, to: &str) -> Result<u64, SwitchError> {
+/// One try to switch: the word of it in the key `switch` of the new side.
+#[derive(Clone, Debug)]
+pub struct Attempt(String);
+
+/// Begins an attempt; one that began before can no longer promote.
+pub async fn attempt(pair: &Pair) -> Result<Attempt, SwitchError> {
+    timed(async {
+        let client = client(&pair.new).await?;
+        let site = follower(&own(&client, &pair.new, &pair.id).await?)?;
+        let (key, word) = (pair.id.key("switch"), epoch());
+        let transaction =
+            Txn::new().when([is(pair.id.key("site"), &site)]).and_then([TxnOp::put(key, word.clone(), None)]);
+        let answer = within(client.kv_client().txn(transaction)).await.map_err(said(&pair.new))?;
+        if answer.succeeded() {
+            return Ok(Attempt(word));
+        }
+        Err(SwitchError("the sites' records have changed meanwhile".to_owned()))
+    })
+    .await
+}
+
+/// Keeps every attempt that has begun from promoting; `false`: one has, and nothing is taken back any more.
+pub async fn take_back(pair: &Pair) -> Result<bool, SwitchError> {
+    timed(async {
+        for _ in 0..ATTEMPTS {
+            let client = client(&pair.new).await?;
+            let own = own(&client, &pair.new, &pair.id).await?;
+            if own.site.as_ref().is_some_and(is_active) {
+                return Ok(false);
+            }
+            let transaction = Txn::new()
+                .when([is(pair.id.key("site"), &follower(&own)?)])
+                .and_then([TxnOp::delete(pair.id.key("switch"), None)]);
+            // An answer that is lost, or says no: the records say what became of it.
+            if within(client.kv_client().txn(transaction)).await.is_ok_and(|answer| answer.succeeded()) {
+                return Ok(true);
+            }
+        }
+        Err(SwitchError("it is not known whether the switch was taken back".to_owned()))
+    })
+    .await
+}
+
+fn is_active(site: &Stored) -> bool {
+    Site::parse(&site.value).is_ok_and(|site| site.role == SiteRole::Active)
+}
+
+/// The key `site` of a side that follows.
+fn follower(own: &Own) -> Result<Stored, SwitchError> {
+    let lost = || SwitchError("the side that follows has lost its key `site`".to_owned());
+    let site = own.site.clone().ok_or_else(lost)?;
+    match parsed(&site)?.role {
+        SiteRole::Follower => Ok(site),
+        SiteRole::Active => Err(SwitchError("the side that follows is active already".to_owned())),
+    }
+}
+
+/// Makes the new side active, if nothing has moved since `compared` and nobody has taken the attempt back; its new term.
+pub async fn promote(
+    pair: &Pair,
+    attempt: &Attempt,
+    compared: &Verdict,
+    to: &str,
+) -> Result<u64, SwitchError> {
     timed(async {
         let client = client(&pair.new).await?;
         let own = own(&client, &pair.new, &pair.id).await?;
-        let (Some(owner), Some(checkpoint), Some(site)) = (&own.owner, &own.checkpoint, &own.site) else {
+        let (Some(owner), Some(checkpoint)) = (&own.owner, &own.checkpoint) else {
             return Err(SwitchError("the side that follows has lost the mirror's keys".to_owned()));
         };
-        let before = parsed(site)?;
+        let site = follower(&own)?;
+        let before = parsed(&site)?;
         is_as_compared(checkpoint, compared)?;
-        if before.role != SiteRole::Follower {
-            return Err(SwitchError("the side that follows is active already".to_owned()));
-        }
         let next = Site {
             term: before.term + 1,
             role: SiteRole::Active,
@@ -78,14 +145,23 @@ pub async fn promote(pair: &Pair, compared: &Verdict, to: &str) -> Result<u64, S
         let promoted = Owner { epoch: epoch(), role: Role::Promoted };
         let key = |name: &str| pair.id.key(name);
         let transaction = Txn::new()
-            .when([is(key("owner"), owner), is(key("checkpoint"), checkpoint), is(key("site"), site)])
+            .when([
+                is(key("owner"), owner),
+                is(key("checkpoint"), checkpoint),
+                is(key("site"), &site),
+                Compare::value(key("switch"), CompareOp::Equal, attempt.0.clone()),
+            ])
             .and_then([
                 TxnOp::put(key("owner"), promoted.text(), None),
                 TxnOp::put(key("site"), next.text(), None),
+                TxnOp::delete(key("switch"), None),
             ]);
         let answer = within(client.kv_client().txn(transaction)).await.map_err(said(&pair.new))?;
         if !answer.succeeded() {
-            return Err(SwitchError("the side that follows was written to after it was compared".to_owned()));
+            return Err(SwitchError(
+                "the side that follows was written to after it was compared, or the switch was taken back"
+                    .to_owned(),
+            ));
         }
         within(grace(&client, &pair.id)).await.map_err(said(&pair.new))?;
         Ok(next.term)
@@ -93,8 +169,9 @@ pub async fn promote(pair: &Pair, compared: &Verdict, to: &str) -> Result<u64, S
     .await
 }
 
-/// Lets the old side follow the new one, which is active in `term`. Done already, it does nothing.
-pub async fn reverse(pair: &Pair, term: u64, to: &str) -> Result<(), SwitchError> {
+/// Lets the old side follow the new one, which is active in `term`. Done already, it does nothing. `begins` is the scan
+/// with which the mirror the other way begins.
+pub async fn reverse(pair: &Pair, term: u64, to: &str, begins: Scan) -> Result<(), SwitchError> {
     timed(async {
         let (old, new) = (client(&pair.old).await?, client(&pair.new).await?);
         let own = own(&old, &pair.old, &pair.id).await?;
@@ -105,7 +182,7 @@ pub async fn reverse(pair: &Pair, term: u64, to: &str) -> Result<(), SwitchError
         if before.role == SiteRole::Follower && before.term == term {
             return Ok(());
         }
-        if before.role != SiteRole::Active || before.term + 1 != term {
+        if before.role != SiteRole::Active || before.term >= term {
             return Err(SwitchError(format!(
                 "the side that was active is of term {}, and the new one of term {term}",
                 before.term
@@ -118,7 +195,7 @@ pub async fn reverse(pair: &Pair, term: u64, to: &str) -> Result<(), SwitchError
             peer: source.cluster.to_string(),
             handled_active: to.to_owned(),
         };
-        let written = follows(pair, &own, site, &next, source);
+        let written = follows(pair, &own, (site, &next), source, begins);
         let answer = within(old.kv_client().txn(written)).await.map_err(said(&pair.old))?;
         if answer.succeeded() {
             return Ok(());
@@ -150,13 +227,13 @@ pub async fn late(pair: &Pair, config: &Config, since: i64) -> Result<Vec<Vec<u8
 }
 
 /// The old side's keys from then on.
-fn follows(pair: &Pair, own: &Own, site: &Stored, next: &Site, source: Identity) -> Txn {
+fn follows(pair: &Pair, own: &Own, (site, next): (&Stored, &Site), source: Identity, begins: Scan) -> Txn {
     let before = own.checkpoint.as_ref().and_then(|stored| Checkpoint::parse(&stored.value).ok());
     let counter = before.map_or(0, |checkpoint| checkpoint.counter) + 1;
     let owned = vec![Area { config: pair.back.clone(), below: None }];
     let checkpoint = Checkpoint {
         counter,
-        position: Position::Resync(Scan { owned, ..Scan::new(counter) }),
+        position: Position::Resync(Scan { owned, began: counter, ..begins }),
         source,
         config: pair.back.clone(),
         policy: Policy::default(),
@@ -203,11 +280,11 @@ async fn identity(client: &Client, pair: &Pair) -> Result<Identity, SwitchError>
     })
 }
 
-async fn client(access: &Access) -> Result<Client, SwitchError> {
+pub(super) async fn client(access: &Access) -> Result<Client, SwitchError> {
     Connection::default().client(access, 0).await.map_err(|error| SwitchError(error.to_string()))
 }
 
-async fn own(client: &Client, access: &Access, id: &MirrorId) -> Result<Own, SwitchError> {
+pub(super) async fn own(client: &Client, access: &Access, id: &MirrorId) -> Result<Own, SwitchError> {
     within(read_own(client, id)).await.map_err(said(access))
 }
 
@@ -216,7 +293,7 @@ async fn timed<T>(step: impl Future<Output = Result<T, SwitchError>>) -> Result<
     tokio::time::timeout(DEADLINE, step).await.map_err(|_| late())?
 }
 
-fn said(access: &Access) -> impl Fn(Error) -> SwitchError {
+pub(super) fn said(access: &Access) -> impl Fn(Error) -> SwitchError {
     |error| SwitchError(told(access, 0, &error))
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::config::{AgentConfig, RunState};
 use super::order::sites;
 use super::status::{
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What is known beside the engine's report.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
+    /// When the agent was started.
+    pub started_at: Option<Timestamp>,
     /// Why the file cannot be carried out.
     pub problem: Option<Problem>,
     /// What of the file is not carried out, while the rest is.
@@ -34,6 +38,8 @@ pub struct Known {
     pub switching: bool,
     /// The switch that is under way, or the last one.
     pub switch: Option<Switch>,
+    /// What would be written to a site that is back.
+    pub plan: Option<WaitingPlan>,
 }
 
 impl Known {
@@ -50,14 +56,16 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
     let problem = known.problem.clone().or_else(|| standing(config, report, now));
     let mut status = AgentStatus {
         fingerprint: config.fingerprint.clone(),
+        started_at: known.started_at,
         phase: phase(config, report, known.switching, problem.is_some()),
         problem: problem.or_else(|| known.notice.clone()),
         active: known.recorded.clone(),
         switch: known.switch.clone(),
         initial_sync_done: known.synced,
         verification: known.verification.clone(),
-        plan: report.stopped.as_ref().and_then(plan),
-        sites: seen(config, report),
+        plan: known.plan.clone().or_else(|| report.stopped.as_ref().and_then(plan)),
+        // While a site waits for a person nobody asks them again and again.
+        sites: if known.plan.is_some() { Vec::new() } else { seen(config, report) },
         keys: known.verification.as_ref().map(|verification| verification.keys).or(report.source_keys),
         ..AgentStatus::default()
     };

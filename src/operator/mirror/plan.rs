@@ -366,7 +366,7 @@ fn run(
     }
     let mounts: Vec<Mount> =
         inputs.iter().flat_map(|input| input.mounts.clone()).chain(root_mounts).collect();
-    let config = config(desired, inputs.map(|input| input.site), fence);
+    let config = config(desired, inputs.map(|input| as_root(desired, fence.as_ref(), input.site)), fence);
     let text = serde_saphyr::to_string(&config).unwrap_or_default();
     let file = config_map(desired, &names::agent(&desired.name), &[(CONFIG_FILE, text)]);
     want(desired, observed, plan, "ConfigMap", file);
@@ -389,6 +389,20 @@ fn hand_over(observed: &Observed, plan: &mut Plan, config: &AgentConfig) {
     };
     if told != file {
         plan.ensure.push(Ensure::Touch { pod: name.clone(), uid: pod.uid.clone(), file });
+    }
+}
+
+/// The Secret of an EtcdCluster's clients is the applications': where their role is taken from them, the mirror must come as
+/// somebody else, and the fence has root.
+fn as_root(desired: &Desired, fence: Option<&Fence>, site: Site) -> Site {
+    let is_cluster =
+        desired.sites.iter().any(|wanted| wanted.name == site.name && wanted.cluster_ref.is_some());
+    match fence {
+        Some(Fence::Roles { root, .. }) if is_cluster => {
+            let root = root.get(&site.name).cloned().unwrap_or_default();
+            Site { credentials: site.credentials.of_root(&root), ..site }
+        }
+        Some(Fence::Roles { .. } | Fence::Manual) | None => site,
     }
 }
 

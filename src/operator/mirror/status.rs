@@ -124,7 +124,7 @@ fn numbers(status: &mut EtcdMirrorStatus, agent: &AgentStatus, now: Timestamp) {
         status.verification = Some(verified(verification));
     }
     if let Some(switch) = &agent.switch {
-        status.switch = Some(switched(status.switch.take(), switch));
+        status.switch = Some(switched(status.switch.take(), switch, agent.started_at));
     }
     if !agent.sites.is_empty() {
         let site = |seen: &crate::mirror::agent::status::SiteSeen| SiteStatus {
@@ -184,14 +184,15 @@ fn verified(verification: &Verification) -> VerificationStatus {
     }
 }
 
-/// Behind the steps of an agent that died in the middle of the same switch come those of the one that ends it.
-fn switched(before: Option<SwitchStatus>, switch: &Switch) -> SwitchStatus {
+/// Behind the steps of an agent that died in the middle of the same switch come those of the one that ends it, which was
+/// started later.
+fn switched(before: Option<SwitchStatus>, switch: &Switch, started: Option<Timestamp>) -> SwitchStatus {
     let same = |before: &SwitchStatus| {
         before.finished_at.is_none() && before.from == switch.from && before.to == switch.to
     };
-    let first = switch.steps.first().map(|step| step.started_at);
     let is_earlier = |step: &SwitchStepStatus| {
-        step.started_at.parse::<Timestamp>().is_ok_and(|started| first.is_some_and(|first| started < first))
+        let time = step.started_at.parse::<Timestamp>();
+        time.is_ok_and(|time| started.is_some_and(|started| time < started))
     };
     let earlier: Vec<_> =
         before.filter(same).into_iter().flat_map(|before| before.steps).filter(is_earlier).collect();

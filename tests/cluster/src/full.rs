@@ -64,6 +64,24 @@ const PARTS: &[Part] = &[
         variables: &[],
         minutes: 60,
     },
+    Part {
+        name: "mirror cases",
+        shows: "a mirror between real etcds, killed 1,000 times, silent for an hour, behind a slow target for ten minutes, \
+                with a million keys: nothing is lost, repeated or written without need",
+        run: Run::Cargo(&[
+            "test",
+            "--locked",
+            "--test",
+            "it",
+            "--",
+            "mirror_cases::kills::",
+            "mirror_cases::links::connections_on_which_nothing_is_said",
+            "mirror_cases::scans::",
+            "--show-output",
+        ]),
+        variables: &[],
+        minutes: 100,
+    },
 ];
 
 /// The first part of all.

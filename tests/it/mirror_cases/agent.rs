@@ -7,7 +7,7 @@ use std::process::Command;
 use quorate::mirror::agent::config::{AgentConfig, Fence, RunState};
 use quorate::mirror::agent::status::{AgentPhase, AgentStatus, ProblemReason, SwitchResult};
 use quorate::mirror::config::Config;
-use quorate::mirror::connect::Access;
+use quorate::mirror::connect::{Access, Connection};
 use quorate::mirror::inspect::discarded;
 use quorate_pair::etcd::Settings;
 use quorate_pair::programs::until;
@@ -17,13 +17,13 @@ use tempfile::TempDir;
 use super::{Mirror, alike, held, level};
 
 /// A file of an agent, and what it says.
-struct File {
+pub(super) struct File {
     folder: TempDir,
-    config: AgentConfig,
+    pub(super) config: AgentConfig,
 }
 
 impl File {
-    fn of(pair: &Pair) -> Self {
+    pub(super) fn of(pair: &Pair) -> Self {
         let minimal = r#"{"fingerprint": "", "id": "default", "active": "a", "sites": [
             {"name": "a", "endpoints": []}, {"name": "b", "endpoints": []}]}"#;
         let mut config: AgentConfig = serde_json::from_str(minimal).unwrap();
@@ -35,8 +35,15 @@ impl File {
         file
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.folder.path().join("config.yaml")
+    }
+
+    /// A secret beside it: the name of its file.
+    pub(super) fn secret(&self, name: &str, content: &str) -> String {
+        let file = self.folder.path().join(name);
+        fs::write(&file, format!("{content}\n")).unwrap();
+        file.display().to_string()
     }
 
     /// At once, as a kubelet exchanges a ConfigMap's files.
@@ -46,24 +53,28 @@ impl File {
         fs::rename(next, self.path()).unwrap();
     }
 
-    fn fingerprint(&self) -> String {
+    pub(super) fn fingerprint(&self) -> String {
         self.config.clone().fingerprinted().fingerprint
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut AgentConfig)) {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut AgentConfig)) {
         change(&mut self.config);
         self.write();
     }
 }
 
-async fn status(agent: &Mirror) -> Option<AgentStatus> {
+pub(super) async fn status(agent: &Mirror) -> Option<AgentStatus> {
     let answer = agent.ask("/status").await.ok()?;
     let (_, body) = answer.split_once("\r\n\r\n")?;
     serde_json::from_str(body).ok()
 }
 
 /// Waits until the agent says so.
-async fn until_it_says(agent: &Mirror, what: &str, is_so: impl Fn(&AgentStatus) -> bool) -> AgentStatus {
+pub(super) async fn until_it_says(
+    agent: &Mirror,
+    what: &str,
+    is_so: impl Fn(&AgentStatus) -> bool,
+) -> AgentStatus {
     let mut last = None;
     until(&format!("the agent says {what}"), async || {
         last = status(agent).await;
@@ -73,7 +84,7 @@ async fn until_it_says(agent: &Mirror, what: &str, is_so: impl Fn(&AgentStatus) 
     last.unwrap()
 }
 
-fn problem(status: &AgentStatus) -> Option<ProblemReason> {
+pub(super) fn problem(status: &AgentStatus) -> Option<ProblemReason> {
     status.problem.as_ref().map(|problem| problem.reason)
 }
 
@@ -156,8 +167,8 @@ async fn after_a_promotion_by_hand_nothing_is_copied_either_way() {
     pair.source.etcd.put("/k/of the lost side", "1").await;
     let mismatch = |status: &AgentStatus| problem(status) == Some(ProblemReason::ActiveMismatch);
     until_it_says(&agent, "that somebody promoted", mismatch).await;
-    for active in ["b", "a"] {
-        file.change(|config| config.active = active.to_owned());
+    for (active, fence) in [("b", None), ("a", Some(Fence::Manual)), ("a", None)] {
+        file.change(|config| (config.active, config.fence) = (active.to_owned(), fence));
         until_it_says(&agent, "that it knows the new file", |status| {
             status.fingerprint == file.fingerprint()
         })
@@ -246,12 +257,14 @@ async fn how_much_history_is_gone_is_known_of_every_minor() {
         let source = Side::start(Settings::of(minor)).await;
         let access = Access { endpoints: vec![source.endpoints()], ..Access::default() };
         let keyspace = Config::whole().keyspace().unwrap();
-        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 0, "{minor}: nothing was ever written");
+        let connection = Connection::default();
+        let gone = async || discarded(&access, (&connection, 0), &keyspace).await.unwrap();
+        assert_eq!(gone().await, 0, "{minor}: nothing was ever written");
         for number in 0..10 {
             source.etcd.put(format!("/k/{number}"), "v").await;
         }
-        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 0, "{minor}");
+        assert_eq!(gone().await, 0, "{minor}");
         source.etcd.client().await.compact(7, None).await.unwrap();
-        assert_eq!(discarded(&access, &keyspace).await.unwrap(), 7, "{minor}");
+        assert_eq!(gone().await, 7, "{minor}");
     }
 }

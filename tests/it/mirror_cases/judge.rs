@@ -63,6 +63,25 @@ pub(super) fn judge(
     judge.verdict
 }
 
+/// What concerns one mirror in the recording of a side that several mirrors use: keys of this prefix, and its own.
+pub(super) fn only(changes: &[Change], id: &str, prefix: &str) -> Vec<Change> {
+    let own = format!("/__quorate/mirror/{id}/");
+    let concerns =
+        |change: &&Change| [prefix, &own].iter().any(|front| change.key.starts_with(front.as_bytes()));
+    changes.iter().filter(concerns).cloned().collect()
+}
+
+/// Changes that wrote what was there already. A delete of what was not there is none, to etcd.
+pub(super) fn needless(changes: &[Change]) -> usize {
+    let mut held = Keys::new();
+    let mut needless = 0;
+    for change in changes.iter().filter(|change| !change.key.starts_with(b"/__quorate/")) {
+        needless += usize::from(change.value.is_some() && held.get(&change.key) == change.value.as_ref());
+        set(&mut held, &change.key, change.value.clone());
+    }
+    needless
+}
+
 #[derive(Default)]
 struct Judge {
     source: Keys,
@@ -145,6 +164,22 @@ mod planted {
         judged.map_err(|panic| {
             panic.downcast::<String>().map_or_else(|_| String::new(), |text| text[..2].to_owned())
         })
+    }
+
+    #[test]
+    fn what_is_written_again_is_counted() {
+        let put = |at, value| change(at, "/a/k", Some(value));
+        let once = [put(5, "1"), put(6, "2"), put(7, "1"), change(8, "/a/k", None), put(9, "1")];
+        assert_eq!(needless(&once), 0);
+        assert_eq!(needless(&[&once[..], &[put(10, "1"), checkpoint(11, 3), checkpoint(12, 3)]].concat()), 1);
+    }
+
+    #[test]
+    fn what_others_do_is_not_judged() {
+        let changes =
+            [change(5, "/a/k", None), change(5, "/ab", None), checkpoint(5, 3), change(6, "/b/k", None)];
+        assert_eq!(only(&changes, "default", "/a/"), [changes[0].clone(), changes[2].clone()]);
+        assert_eq!(only(&changes, "other", "/b/"), changes[3..]);
     }
 
     #[test]

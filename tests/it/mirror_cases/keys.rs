@@ -1,13 +1,11 @@
 //! Which keys, and whose: changes that meet in one transaction, patterns, mappings, leases, a second agent.
 
-use std::time::Duration;
-
 use etcd_client::PutOptions;
 use quorate_pair::programs::until;
 use quorate_pair::{Pair, Settings};
 
 use super::judge::judge;
-use super::{Mirror, alike, ended, held, level, pass};
+use super::{Mirror, alike, ended, held, level};
 
 /// Case 5: one that stood still for a while wakes up beside its successor.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -159,26 +157,4 @@ async fn keys_with_leases_are_parked_or_left_out_and_go_when_their_lease_ends() 
     source.put("/none", "2", None).await.unwrap();
     level(&pair.source, &pair.target).await;
     assert_eq!(held(&pair.target, "").await.into_keys().collect::<Vec<_>>(), [b"/none"]);
-}
-
-/// Case 35: a target behind a narrow way takes what it can, and the mirror does not fill its memory.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_target_slows_the_mirror_and_not_its_memory() {
-    let pair = Pair::of("3.6").await;
-    pair.source.etcd.put("/first", "1").await;
-    let mirror = Mirror::start(&pair.source, &pair.target, &[]);
-    level(&pair.source, &pair.target).await;
-    pair.target.change(|link| link.to_server.bytes_per_second = Some(500_000));
-    let mut client = pair.source.client().await;
-    for number in 0..2_000 {
-        client.put(format!("/k{number}"), vec![b'v'; 50_000], None).await.unwrap();
-    }
-    pass(Duration::from_secs(3)).await;
-    let (lag, peak) = (mirror.metric("lag_revisions").await, mirror.peak());
-    println!("measured: {lag} revisions behind, {peak} MiB at most");
-    assert!(lag > 1_000.0, "the way was not narrow");
-    assert!(peak < 256, "{peak} MiB");
-    pair.target.distance(Duration::ZERO);
-    level(&pair.source, &pair.target).await;
-    alike(&pair.source, "", &pair.target, "").await;
 }

@@ -2,17 +2,41 @@
 //!
 //! Where nothing hinders it, both sides are recorded, and [`judge`] holds the target's history against the source's at
 //! every revision that carries a checkpoint.
+//!
+//! Which case is where; those of the simulated pair and of the operator are in `mirror`, `agent` and `mirror_reconcile`.
+//!
+//! | case | what is done to it | tests |
+//! |---|---|---|
+//! | 1, 2, 3 | the incident: others write, history is discarded, with and without a running agent | `incident` |
+//! | 4 | killed at every point | `kills`; at any moment: `mirror::real` |
+//! | 5, 9, 10, 20, 21, 27 | two agents; changes of one key; patterns, mappings, leases | `keys` |
+//! | 6 | lost answers, dead leaders, a transaction that comes after its repetition | `links` |
+//! | 7, 8, 11, 12, 13, 14, 18, 26 | revisions, answers, histories and targets of any size; no space | `limits` |
+//! | 15, 16, 17, 32, 33, 34 | sides that were set back, restored, emptied, edited, upgraded | `restored` |
+//! | 19, 35, 36 | scans beside heavy writes, a slow target, a million keys | `scans` |
+//! | 22, 23 | tokens, passwords, certificates | `access` |
+//! | 24, 25 | half-open connections, long silence, members that are gone | `links` |
+//! | 28, 29 | switches and promotions | `agent` |
+//! | 31 | both directions, a chain; circles are the operator's to refuse | `directions`; `mirror_plan` |
+//! | 37 | seeded schedules against a model | `mirror` |
+//! | 38 | a clock that jumps: no code that decides reads one | `tidy` |
+//!
+//! `cargo verify --full` gives the cases 4, 24, 35 and 36 their full lengths.
 
 #![expect(clippy::print_stdout, reason = "what a case measured is told with its result")]
 
 mod access;
 mod agent;
+mod directions;
 mod incident;
 mod judge;
 mod keys;
+mod kills;
 mod limits;
 mod links;
 mod restored;
+mod scans;
+mod switch;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -22,12 +46,20 @@ use std::time::Duration;
 
 use quorate::mirror::checkpoint::{Checkpoint, Position};
 use quorate::mirror::config::MirrorId;
-use quorate_pair::programs::{own_addresses, until};
+use quorate_pair::programs::{PATIENCE, own_addresses, until, until_within};
 use quorate_pair::{Held, Side};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::NamedTempFile;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+/// MiB that an agent may need, whatever it copies.
+const MEMORY: u64 = 128;
+
+/// Whether a case takes the length that it has in `cargo verify --full`.
+fn full() -> bool {
+    std::env::var("QUORATE_FULL").is_ok_and(|full| full == "1")
+}
 
 /// A running `quorate mirror` through the proxies of both sides; killed with this value.
 struct Mirror {
@@ -109,7 +141,7 @@ impl Mirror {
 
     /// Waits until it has ended.
     async fn ended(mut self) -> Ended {
-        until("the mirror ends", async || !self.is_running()).await;
+        until_within(patience(), "the mirror ends", async || !self.is_running()).await;
         let code = self.child.wait().unwrap().code();
         Ended { code, said: self.said() }
     }
@@ -147,8 +179,17 @@ impl Mirror {
 
     /// The most memory that it has had, in MiB.
     fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that it has now, in MiB.
+    fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
     }
 }
@@ -193,7 +234,12 @@ async fn alike(source: &Side, prefix: &str, target: &Side, other: &str) {
 
 /// The checkpoint, if there is one that can be read.
 async fn checkpoint(target: &Side) -> Option<Checkpoint> {
-    let key = MirrorId::new("default").unwrap().key("checkpoint");
+    checkpoint_of("default", target).await
+}
+
+/// That of the mirror with this name.
+async fn checkpoint_of(id: &str, target: &Side) -> Option<Checkpoint> {
+    let key = MirrorId::new(id).unwrap().key("checkpoint");
     // While a leader is elected nobody answers.
     let answer = target.client().await.get(key, None).await.ok()?;
     answer.kvs().first().and_then(|kv| Checkpoint::parse(kv.value()).ok())
@@ -201,16 +247,26 @@ async fn checkpoint(target: &Side) -> Option<Checkpoint> {
 
 /// Waits until the target has, exactly, what the source has at this moment, and the checkpoint says so.
 async fn level(source: &Side, target: &Side) -> Checkpoint {
+    level_of("default", source, target).await
+}
+
+/// The same of the mirror with this name.
+async fn level_of(id: &str, source: &Side, target: &Side) -> Checkpoint {
     let head = source.etcd.head().await;
     let mut found = None;
-    until(&format!("the checkpoint is at revision {head}"), async || {
-        found = checkpoint(target).await.filter(|checkpoint| {
+    until_within(patience(), &format!("the checkpoint is at revision {head}"), async || {
+        found = checkpoint_of(id, target).await.filter(|checkpoint| {
             matches!(checkpoint.position, Position::Stream { revision, offset: 0 } if revision >= head)
         });
         found.is_some()
     })
     .await;
     found.unwrap()
+}
+
+/// How long to wait for what a mirror does; lengths of the long form take longer.
+fn patience() -> Duration {
+    if full() { PATIENCE * 10 } else { PATIENCE }
 }
 
 /// Lets so much time pass: where a test wants something to go on for a while.

@@ -13,6 +13,16 @@ pub struct Certificates {
     authority: Issuer<'static, KeyPair>,
 }
 
+/// What `--auth-token` takes: tokens that are signed with a key of their own, which this makes.
+pub(crate) fn signed_tokens(folder: &Path, seconds: u32) -> String {
+    let key = KeyPair::generate().unwrap();
+    let (private, public) = (folder.join("token.key"), folder.join("token.pem"));
+    fs::write(&private, key.serialize_pem()).unwrap();
+    fs::write(&public, key.public_key_pem()).unwrap();
+    let (private, public) = (private.display(), public.display());
+    format!("jwt,priv-key={private},pub-key={public},sign-method=ES256,ttl={seconds}s")
+}
+
 impl Certificates {
     pub(crate) fn new(folder: &Path, addresses: &[IpAddr]) -> Self {
         fs::create_dir_all(folder).unwrap();

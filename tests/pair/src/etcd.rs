@@ -11,7 +11,7 @@ use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, Per
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::certificates::Certificates;
+use crate::certificates::{Certificates, signed_tokens};
 use crate::programs::{own_addresses, program, quick_folder, until};
 
 /// A call that hangs fails after this: later than etcd itself gives up.
@@ -28,6 +28,7 @@ pub struct Settings {
     members: usize,
     flags: Vec<(&'static str, String)>,
     tls: bool,
+    signed: Option<u32>,
     durable: bool,
 }
 
@@ -51,7 +52,7 @@ struct Member {
 impl Settings {
     /// One member of that minor, with etcd's defaults.
     pub fn of(minor: &'static str) -> Self {
-        Self { minor, members: 1, flags: Vec::new(), tls: false, durable: false }
+        Self { minor, members: 1, flags: Vec::new(), tls: false, signed: None, durable: false }
     }
 
     /// So many members.
@@ -75,6 +76,14 @@ impl Settings {
         self
     }
 
+    /// Tokens of users are signed (JWT) and end after so many seconds. One that is older than the last change of users and
+    /// roles is refused, unlike etcd's simple tokens.
+    #[must_use]
+    pub fn signed_tokens(mut self, seconds: u32) -> Self {
+        self.signed = Some(seconds);
+        self
+    }
+
     /// On the disk and synced, as etcd runs where it is needed. Otherwise it is in memory: a killed process leaves what
     /// it wrote to the kernel.
     #[must_use]
@@ -86,8 +95,11 @@ impl Settings {
 
 impl Etcd {
     /// Starts all members and waits until each has answered a linearizable read.
-    pub async fn start(settings: Settings) -> Self {
+    pub async fn start(mut settings: Settings) -> Self {
         let folder = if settings.durable { TempDir::new().unwrap() } else { quick_folder() };
+        if let Some(seconds) = settings.signed {
+            settings = settings.flag("auth-token", signed_tokens(folder.path(), seconds));
+        }
         let members: Vec<Member> =
             (0..settings.members).map(|number| Member::new(settings.minor, number)).collect();
         let addresses: Vec<_> = members.iter().map(|member| member.client.ip()).collect();
@@ -307,6 +319,21 @@ impl Etcd {
             client.role_grant_permission(name, permission).await.unwrap();
         }
         client.user_grant_role(name, name).await.unwrap();
+    }
+
+    /// A client of the first member as that user, whose password is the name.
+    pub async fn client_as(&self, user: &str) -> Client {
+        let login = Some((user.to_owned(), user.to_owned()));
+        self.dial(self.address(0), login).await.unwrap()
+    }
+
+    /// What a role may do: number of the kind, key and range end, as etcd has them.
+    pub async fn permissions(&self, role: &str) -> Vec<(i32, Vec<u8>, Vec<u8>)> {
+        let role = self.client().await.role_get(role).await.unwrap();
+        let of = |permission: &Permission| {
+            (permission.get_type(), permission.key().to_vec(), permission.range_end().to_vec())
+        };
+        role.permissions().iter().map(of).collect()
     }
 
     /// Asks the first member through etcdctl; the error is what it says.

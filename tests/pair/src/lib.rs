@@ -24,7 +24,7 @@ mod timer;
 pub use certificates::Certificates;
 pub use etcd::{Etcd, Settings};
 pub use pair::{Pair, Side};
-pub use proxy::{Link, Proxy, Traffic, Way};
+pub use proxy::{Link, Proxy, Traffic, Trap, Way};
 pub use record::{Change, Held, Recorder};
 
 #[cfg(test)]

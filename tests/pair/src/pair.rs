@@ -5,7 +5,7 @@ use std::time::Duration;
 use etcd_client::Client;
 
 use crate::etcd::{Etcd, Settings};
-use crate::proxy::{Link, Proxy, Traffic};
+use crate::proxy::{Link, Proxy, Traffic, Trap};
 
 /// A cluster with a proxy before each member. Tests themselves speak to it without them.
 pub struct Side {
@@ -24,6 +24,15 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// A trap for everything between a mirror and either side.
+    pub fn trap(&self) -> Trap {
+        let trap = Trap::default();
+        for side in [&self.source, &self.target] {
+            side.proxies.iter().for_each(|proxy| proxy.set_trap(&trap));
+        }
+        trap
+    }
+
     /// Starts both at once.
     pub async fn start(source: Settings, target: Settings) -> Self {
         let (source, target) = tokio::join!(Side::start(source), Side::start(target));

@@ -32,11 +32,16 @@ pub fn program(minor: &str, name: &str) -> PathBuf {
 }
 
 /// Waits for a condition, with a deadline.
-pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, condition: impl AsyncFnMut() -> bool) {
+    until_within(PATIENCE, what, condition).await;
+}
+
+/// Waits for a condition, with another deadline.
+pub async fn until_within(patience: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     let mut tick = tokio::time::interval(LOOK);
     while !condition().await {
-        assert!(begun.elapsed() < PATIENCE, "waited {} s in vain until {what}", PATIENCE.as_secs());
+        assert!(begun.elapsed() < patience, "waited {} s in vain until {what}", patience.as_secs());
         tick.tick().await;
     }
 }

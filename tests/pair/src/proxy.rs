@@ -78,6 +78,23 @@ pub struct Proxy {
     thread: Option<JoinHandle<()>>,
 }
 
+/// A point at which everything stands still, for all proxies that have it. What is read at once is what one of the ends
+/// has written at once, so between two chunks lies every moment at which one can have ended.
+#[derive(Clone, Default)]
+pub struct Trap(Arc<Spring>);
+
+struct Spring {
+    passed: AtomicU64,
+    point: watch::Sender<Point>,
+}
+
+struct Point {
+    /// After so many chunks nothing passes.
+    after: u64,
+    /// Something stands still.
+    sprung: bool,
+}
+
 /// What happens to all connections at once.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
@@ -91,6 +108,7 @@ struct Shared {
     server: SocketAddr,
     link: watch::Sender<Link>,
     fate: watch::Sender<Fate>,
+    trap: Mutex<Option<Trap>>,
     connections: AtomicU64,
     to_server: Direction,
     to_client: Direction,
@@ -189,6 +207,11 @@ impl Proxy {
         *self.shared.to_client.rewritten.lock().unwrap() = Some(Rewrite { from, to });
     }
 
+    /// From now on all that it delivers is counted there, and stands still when that says so.
+    pub fn set_trap(&self, trap: &Trap) {
+        *self.shared.trap.lock().unwrap() = Some(trap.clone());
+    }
+
     /// What has passed so far.
     pub fn traffic(&self) -> Traffic {
         let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -196,6 +219,50 @@ impl Proxy {
             connections: number(&self.shared.connections),
             to_server: number(&self.shared.to_server.passed),
             to_client: number(&self.shared.to_client.passed),
+        }
+    }
+}
+
+impl Default for Spring {
+    fn default() -> Self {
+        let (point, _) = watch::channel(Point { after: u64::MAX, sprung: false });
+        Self { passed: AtomicU64::new(0), point }
+    }
+}
+
+impl Trap {
+    /// Counts anew; after so many chunks nothing passes any more.
+    pub fn set(&self, after: u64) {
+        self.0.passed.store(0, Ordering::SeqCst);
+        self.0.point.send_replace(Point { after, sprung: false });
+    }
+
+    /// Waits until something stands still.
+    pub async fn sprung(&self) {
+        // The sender is in this value.
+        drop(self.0.point.subscribe().wait_for(|point| point.sprung).await);
+    }
+
+    /// Lets go what stands still, and all that comes.
+    pub fn open(&self) {
+        self.0.point.send_replace(Point { after: u64::MAX, sprung: false });
+    }
+
+    /// Chunks since it was set.
+    pub fn passed(&self) -> u64 {
+        self.0.passed.load(Ordering::SeqCst)
+    }
+
+    async fn pass(&self) {
+        let before = self.0.passed.fetch_add(1, Ordering::SeqCst);
+        let stops = |point: &mut Point| {
+            let stops = before >= point.after;
+            point.sprung |= stops;
+            stops
+        };
+        if self.0.point.send_if_modified(stops) {
+            // The sender is in this value.
+            drop(self.0.point.subscribe().wait_for(|point| before < point.after).await);
         }
     }
 }
@@ -217,6 +284,7 @@ impl Shared {
             server,
             link: watch::Sender::new(Link::default()),
             fate: watch::Sender::new(Fate::Kept),
+            trap: Mutex::default(),
             connections: AtomicU64::new(0),
             to_server: Direction::new(|link| link.to_server),
             to_client: Direction::new(|link| link.to_client),
@@ -373,6 +441,10 @@ async fn deliver(
         drop(link.wait_for(|link| !(direction.way)(link).held).await);
         if bytes.is_empty() {
             return to.shutdown().await;
+        }
+        let trap = shared.trap.lock().unwrap().clone();
+        if let Some(trap) = trap {
+            trap.pass().await;
         }
         to.write_all(&bytes).await?;
         if direction.arrived(bytes.len()) {

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::programs::PATIENCE;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Trap};
 
 /// So long nothing comes when nothing is to come.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -256,4 +256,32 @@ async fn a_word_is_put_in_the_place_of_another() {
     let mut got = [0; 21];
     stream.read_exact(&mut got).await.unwrap();
     assert_eq!(&got, b"version 3.4.24, 3.6.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_stands_still_at_the_point_that_was_asked_for() {
+    let (one, other) = (echo().await, echo().await);
+    let trap = Trap::default();
+    one.proxy.set_trap(&trap);
+    other.proxy.set_trap(&trap);
+    let (mut near, mut far) = (one.connect().await, other.connect().await);
+    // There and back is two chunks.
+    trap.set(3);
+    round_trip(&mut near).await;
+    far.write_all(b"x").await.unwrap();
+    timeout(PATIENCE, trap.sprung()).await.unwrap();
+    assert_eq!(other.proxy.traffic().to_server, 1);
+    near.write_all(b"y").await.unwrap();
+    assert!(is_silent(&mut near).await && is_silent(&mut far).await, "it was let through");
+    assert_eq!(trap.passed(), 5);
+    trap.open();
+    assert_eq!((near.read_u8().await.unwrap(), far.read_u8().await.unwrap()), (b'y', b'x'));
+    // What is lost while it stands still stays lost, and it can be set again.
+    trap.set(0);
+    far.write_all(b"z").await.unwrap();
+    timeout(PATIENCE, trap.sprung()).await.unwrap();
+    other.proxy.cut();
+    trap.open();
+    assert_eq!(end(&mut far).await, Err(ErrorKind::ConnectionReset));
+    round_trip(&mut near).await;
 }

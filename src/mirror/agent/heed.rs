@@ -1,0 +1,175 @@
+//! What is to be done by the sites' records in etcd and by the file. Pure: both were read before.
+//!
+//! **Invariant:** the records say which site is active, and the file only what is wished. What the records of a
+//! switch do not explain is left alone.
+
+use super::config::AgentConfig;
+use crate::mirror::checkpoint::{Site, SiteRole};
+
+/// What a site's own keys say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The key `site`.
+    pub site: Site,
+    /// Whether there is a key `fence`: something may be taken from writers there.
+    pub fenced: bool,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Heeded {
+    /// To copy as this says.
+    Follow(Box<AgentConfig>),
+    /// To copy as before, although the file wants another site active.
+    NoFence(Box<AgentConfig>),
+    /// To let the writers of the active site in: a switch was begun, and is not wanted any more.
+    TakeBack {
+        /// As it is copied from.
+        old: Box<AgentConfig>,
+        /// The site that stays the follower.
+        to: String,
+    },
+    /// To switch from the site that is active to the other one.
+    Switch {
+        /// As it is copied from.
+        old: Box<AgentConfig>,
+        /// The site that becomes active.
+        to: String,
+    },
+    /// To end a switch whose promotion was done.
+    Reverse {
+        /// As it was copied from.
+        old: Box<AgentConfig>,
+        /// The site that is active.
+        to: String,
+        /// Its term.
+        term: u64,
+    },
+    /// To tell what a site has of its own that is back after a person promoted the other one, and to let it follow when
+    /// a person has seen that.
+    Return {
+        /// As it was copied from.
+        old: Box<AgentConfig>,
+        /// The site that is active.
+        to: String,
+        /// Its term.
+        term: u64,
+    },
+}
+
+/// `records` are those of the sites, in the order of the file; absent: there is none, or it cannot be read.
+pub fn heeded(config: &AgentConfig, records: &[Option<Record>; 2]) -> Heeded {
+    let ([first, second], [Some(here), Some(there)]) = (&config.sites, records) else {
+        return Heeded::Follow(Box::new(config.clone()));
+    };
+    let by = |active: &str| Box::new(AgentConfig { active: active.to_owned(), ..config.clone() });
+    let (active, other, fenced) = match (here.site.role, there.site.role) {
+        (SiteRole::Active, SiteRole::Follower) if here.site.term == there.site.term => {
+            (first, second, here.fenced)
+        }
+        (SiteRole::Follower, SiteRole::Active) if here.site.term == there.site.term => {
+            (second, first, there.fenced)
+        }
+        (SiteRole::Active, SiteRole::Active) if here.site.term < there.site.term => {
+            return promoted(config, by(&first.name), &here.site, (&second.name, &there.site));
+        }
+        (SiteRole::Active, SiteRole::Active) if there.site.term < here.site.term => {
+            return promoted(config, by(&second.name), &there.site, (&first.name, &here.site));
+        }
+        (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => {
+            return Heeded::Follow(Box::new(config.clone()));
+        }
+    };
+    let wants = config.active == other.name;
+    match &config.fence {
+        Some(_) if wants => Heeded::Switch { old: by(&active.name), to: other.name.clone() },
+        Some(_) | None if fenced => Heeded::TakeBack { old: by(&active.name), to: other.name.clone() },
+        None if wants => Heeded::NoFence(by(&active.name)),
+        Some(_) | None => Heeded::Follow(by(&active.name)),
+    }
+}
+
+/// Both sites are active, `to` in the later term: a switch that was not ended, or a promotion by hand. The latter leaves
+/// the word of the last switch as it was; what the old side has of its own since then is nobody's to overwrite unasked.
+fn promoted(config: &AgentConfig, old: Box<AgentConfig>, before: &Site, (to, now): (&str, &Site)) -> Heeded {
+    if now.handled_active == to && before.term + 1 == now.term {
+        return Heeded::Reverse { old, to: to.to_owned(), term: now.term };
+    }
+    if config.active == to && config.fence.is_some() {
+        return Heeded::Return { old, to: to.to_owned(), term: now.term };
+    }
+    Heeded::Follow(Box::new(config.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mirror::agent::config::Fence;
+
+    fn config(active: &str, fence: Option<Fence>) -> AgentConfig {
+        let text = r#"{"fingerprint": "f", "id": "default", "active": "", "sites": [
+            {"name": "a", "endpoints": ["http://a:1"]}, {"name": "b", "endpoints": ["http://b:1"]}]}"#;
+        let config: AgentConfig = serde_json::from_str(text).unwrap();
+        AgentConfig { active: active.to_owned(), fence, ..config }
+    }
+
+    fn record(role: SiteRole, term: u64, handled: &str) -> Record {
+        let site = Site { term, role, peer: String::new(), handled_active: handled.to_owned() };
+        Record { site, fenced: false }
+    }
+
+    const MANUAL: Option<Fence> = Some(Fence::Manual);
+
+    #[test]
+    fn the_records_say_what_is_copied_and_the_file_what_is_wished() {
+        let old = || Box::new(config("a", MANUAL));
+        let (active, follower) = (record(SiteRole::Active, 1, "a"), record(SiteRole::Follower, 1, "a"));
+        let records = [Some(active.clone()), Some(follower)];
+        assert_eq!(heeded(&config("a", MANUAL), &records), Heeded::Follow(old()));
+        assert_eq!(heeded(&config("b", None), &records), Heeded::NoFence(Box::new(config("a", None))));
+        let switch = Heeded::Switch { old: old(), to: "b".to_owned() };
+        assert_eq!(heeded(&config("b", MANUAL), &records), switch);
+        // Whatever the file says by then: what was promoted by a switch is ended.
+        let promoted = [Some(active), Some(record(SiteRole::Active, 2, "b"))];
+        for wished in ["a", "b"] {
+            let reverse = Heeded::Reverse { old: old(), to: "b".to_owned(), term: 2 };
+            assert_eq!(heeded(&config(wished, MANUAL), &promoted), reverse);
+        }
+    }
+
+    #[test]
+    fn what_was_taken_for_a_switch_that_nobody_wants_any_more_is_given_back() {
+        let fenced = Record { fenced: true, ..record(SiteRole::Active, 3, "a") };
+        let follower = record(SiteRole::Follower, 3, "a");
+        let records = [Some(fenced.clone()), Some(follower.clone())];
+        let back = |fence| Heeded::TakeBack { old: Box::new(config("a", fence)), to: "b".to_owned() };
+        assert_eq!(heeded(&config("a", MANUAL), &records), back(MANUAL));
+        assert_eq!(heeded(&config("b", None), &records), back(None));
+        assert!(matches!(heeded(&config("b", MANUAL), &records), Heeded::Switch { .. }));
+        // The side that follows stays fenced.
+        let follows = [Some(Record { fenced: false, ..fenced }), Some(Record { fenced: true, ..follower })];
+        assert!(matches!(heeded(&config("a", MANUAL), &follows), Heeded::Follow(_)));
+    }
+
+    #[test]
+    fn what_somebody_promoted_by_hand_is_not_turned_into_a_mirror_the_other_way() {
+        for term in [2, 4] {
+            let forced = [Some(record(SiteRole::Active, 1, "a")), Some(record(SiteRole::Active, term, "a"))];
+            for (wished, fence) in [("a", MANUAL), ("b", None)] {
+                let file = config(wished, fence);
+                let follow = Heeded::Follow(Box::new(file.clone()));
+                assert_eq!(heeded(&file, &forced), follow, "the engine refuses it");
+            }
+            let back = Heeded::Return { old: Box::new(config("a", MANUAL)), to: "b".to_owned(), term };
+            assert_eq!(heeded(&config("b", MANUAL), &forced), back);
+        }
+    }
+
+    #[test]
+    fn without_records_the_file_counts() {
+        for records in [[None, None], [Some(record(SiteRole::Active, 1, "a")), None]] {
+            let file = config("b", MANUAL);
+            assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
+        }
+    }
+}
