@@ -277,17 +277,23 @@ async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_membe
     .await;
 }
 
-/// Takes away, or gives back, the agent's way to the source: packets from its Pod go nowhere.
-async fn way_to_source(story: &Story, verb: &str) {
+/// In a Pod's own network: packets to this address go nowhere, or go again.
+fn route(pod: &Pod, program: &str, verb: &str, address: &str) {
+    let process = processes(&pod.uid().unwrap(), program).remove(0);
+    let pid = process.file_name().unwrap().to_str().unwrap();
+    let route = ["-n", "-t", pid, "ip", "route", verb, "blackhole", address];
+    assert!(Command::new("nsenter").args(route).status().unwrap().success(), "{verb} {address}");
+}
+
+/// Takes away, or gives back, the ways between the agent and a source of one member. Both: what a watch sends comes
+/// in although no answer goes out.
+async fn ways_to_source(story: &Story, verb: &str) {
     let agents = ListParams::default().labels("quorate.dev/mirror=pair");
     let agent = story.api::<Pod>().list(&agents).await.unwrap().items.remove(0);
-    let process = processes(&agent.uid().unwrap(), "mirror --config").remove(0);
-    let pid = process.file_name().unwrap().to_str().unwrap();
-    for address in story.addresses().await.values() {
-        let (ip, _) = address.dial.split_once(':').unwrap();
-        let route = ["-n", "-t", pid, "ip", "route", verb, "blackhole", ip];
-        assert!(Command::new("nsenter").args(route).status().unwrap().success(), "{verb} {ip}");
-    }
+    let member = story.pod("main-0").await.unwrap();
+    let address = |pod: &Pod| pod.status.as_ref().unwrap().pod_ip.clone().unwrap();
+    route(&agent, "mirror --config", verb, &address(&member));
+    route(&member, "/usr/local/bin/etcd", verb, &address(&agent));
 }
 
 /// `quorate mirror VERB` of the agent's image, against the target.
@@ -309,7 +315,7 @@ async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() 
         story.write("k/before-", 50).await;
         equal(story).await;
 
-        way_to_source(story, "add").await;
+        ways_to_source(story, "add").await;
         story.write("k/lost-", 20).await;
         let mut source = story.etcd("main-0").await;
         for number in 0..5 {
@@ -319,7 +325,7 @@ async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() 
         story.write_to("second", "k/at-b-", 10).await;
         let promoted = held(story, "second").await.unwrap();
         change(story, json!({"active": "b"})).await;
-        way_to_source(story, "del").await;
+        ways_to_source(story, "del").await;
 
         let status = until(story, "tells of the site that is back", says("SiteReturned")).await;
         let plan = status.plan.unwrap();
