@@ -267,7 +267,13 @@ fn consider(
         return several();
     }
     if request.repair && !super::repair::is_needed(desired, observed, seat) {
-        return Verdict::rejected(&format!("{} is well again.", seat.name));
+        // Not healthy: such as one whose volume was being deleted while it was, and whose Pod ends now.
+        let why = if seat.healthy {
+            "is well again."
+        } else {
+            "is no longer as it was when this was asked for, and does not answer: it is judged anew."
+        };
+        return Verdict::rejected(&format!("{} {why}", seat.name));
     }
     // A repair waits for what a person would be told to bring about.
     let refused = |why: String| if request.repair { Verdict::pending(why) } else { Verdict::rejected(&why) };
