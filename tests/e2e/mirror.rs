@@ -40,16 +40,36 @@ fn says(words: &'static str) -> impl Fn(&EtcdMirrorStatus) -> bool {
     move |status| status.summary.as_ref().is_some_and(|summary| summary.starts_with(words))
 }
 
+/// Creates the mirror of `main` into `second`, with one more field in its spec, and waits until it follows.
+async fn mirror(story: &Story, (field, value): (&str, Value)) {
+    let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
+    let mirror = json!({
+        "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": {"name": "pair"},
+        "spec": {
+            "sites": [{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}],
+            "active": "a",
+            field: value,
+        },
+    });
+    let mirror = serde_json::from_value(mirror).unwrap();
+    story.api::<EtcdMirror>().create(&PostParams::default(), &mirror).await.unwrap();
+    until(story, "follows", says("Healthy")).await;
+}
+
 async fn change(story: &Story, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
     story.api::<EtcdMirror>().patch("pair", &PatchParams::default(), &patch).await.unwrap();
 }
 
+async fn agents(story: &Story) -> Vec<Pod> {
+    let labels = ListParams::default().labels("quorate.dev/mirror=pair");
+    story.api::<Pod>().list(&labels).await.unwrap().items
+}
+
 async fn kill_agents(story: &Story) -> usize {
-    let pods = story.api::<Pod>();
-    let agents = pods.list(&ListParams::default().labels("quorate.dev/mirror=pair")).await.unwrap().items;
+    let agents = agents(story).await;
     for pod in &agents {
-        drop(pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await);
+        drop(story.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await);
     }
     agents.len()
 }
@@ -98,18 +118,7 @@ async fn a_pair_of_clusters_is_mirrored_whatever_becomes_of_the_agent() {
         story.create_named("second", json!({"replicas": 1})).await;
         story.healthy().await;
         story.write("k/before-", 100).await;
-        let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
-        let mirror = json!({
-            "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": {"name": "pair"},
-            "spec": {
-                "sites": [{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}],
-                "active": "a",
-                "ignore": ["locks/.*"],
-            },
-        });
-        let mirror = serde_json::from_value(mirror).unwrap();
-        story.api::<EtcdMirror>().create(&PostParams::default(), &mirror).await.unwrap();
-        until(story, "follows", says("Healthy")).await;
+        mirror(story, ("ignore", json!(["locks/.*"]))).await;
         assert_eq!(alike(story, "k/").await, 100);
 
         let (mut killed, writes) = (0, story.write("k/while-agents-die-", 300));
@@ -182,18 +191,7 @@ async fn told_and_stopped(story: &Story) {
 async fn pair_of(story: &Story, members: usize) {
     story.create(json!({"replicas": members})).await;
     story.create_named("second", json!({"replicas": members, "version": "3.7"})).await;
-    let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
-    let mirror = json!({
-        "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": {"name": "pair"},
-        "spec": {
-            "sites": [{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}],
-            "active": "a",
-            "fence": {"mode": "Manual"},
-        },
-    });
-    let mirror = serde_json::from_value(mirror).unwrap();
-    story.api::<EtcdMirror>().create(&PostParams::default(), &mirror).await.unwrap();
-    until(story, "follows", says("Healthy")).await;
+    mirror(story, ("fence", json!({"mode": "Manual"}))).await;
 }
 
 /// The source's leader moves, one of its members is exchanged for a new one, and the target grows.
@@ -226,11 +224,6 @@ async fn agents_die(story: &Story, stop: &AtomicBool, most: usize) -> usize {
     killed
 }
 
-/// Waits until both sides hold the same; how many keys.
-async fn equal(story: &Story) -> usize {
-    alike(story, "").await
-}
-
 #[tokio::test]
 async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_members_change() {
     story("pair", async |story| {
@@ -242,7 +235,7 @@ async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_membe
         };
         let happens = async { tokio::join!(changes, agents_die(story, &stop, usize::MAX)).1 };
         let (killed, verdict) = story.under_load(happens).await;
-        let keys = equal(story).await;
+        let keys = alike(story, "").await;
         measured(&format!(
             "a pair whose agent died {killed} times while leader, members and size changed: {keys} keys alike; {}",
             verdict.summary()
@@ -260,7 +253,7 @@ async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_membe
         let (status, killed) = tokio::join!(switched, agents_die(story, &stop, 3));
         assert_eq!(status.source.as_deref(), Some("b"));
         story.write_to("second", "k/at-b-", 100).await;
-        assert_eq!(equal(story).await, keys + 100);
+        assert_eq!(alike(story, "").await, keys + 100);
 
         let before = read(story, "second").await.unwrap();
         change(story, json!({"active": "a"})).await;
@@ -268,10 +261,10 @@ async fn a_pair_under_load_is_kept_alike_and_switched_while_agents_die_and_membe
         let status = until(story, "is switched back", back).await;
         let steps: Vec<_> = status.switch.iter().flat_map(|switch| &switch.steps).collect();
         assert!(steps.iter().any(|step| step.name == "Promote"), "{steps:?}");
-        assert_eq!(equal(story).await, keys + 100);
+        assert_eq!(alike(story, "").await, keys + 100);
         assert!(read(story, "second").await.unwrap() == before, "the way back wrote what was there");
         story.write("k/at-a-", 100).await;
-        assert_eq!(equal(story).await, keys + 200);
+        assert_eq!(alike(story, "").await, keys + 200);
         measured(&format!("a pair was switched while its agent died {killed} times, and back with no key copied"));
     })
     .await;
@@ -288,8 +281,7 @@ fn route(pod: &Pod, program: &str, verb: &str, address: &str) {
 /// Takes away, or gives back, the ways between the agent and a source of one member. Both: what a watch sends comes
 /// in although no answer goes out.
 async fn ways_to_source(story: &Story, verb: &str) {
-    let agents = ListParams::default().labels("quorate.dev/mirror=pair");
-    let agent = story.api::<Pod>().list(&agents).await.unwrap().items.remove(0);
+    let agent = agents(story).await.remove(0);
     let member = story.pod("main-0").await.unwrap();
     let address = |pod: &Pod| pod.status.as_ref().unwrap().pod_ip.clone().unwrap();
     route(&agent, "mirror --config", verb, &address(&member));
@@ -313,7 +305,7 @@ async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() 
     story("lost", async |story| {
         pair_of(story, 1).await;
         story.write("k/before-", 50).await;
-        equal(story).await;
+        alike(story, "").await;
 
         ways_to_source(story, "add").await;
         story.write("k/lost-", 20).await;
@@ -345,7 +337,7 @@ async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() 
         assert_eq!(code, Some(0), "{said}{wrong}");
         let follows = |status: &EtcdMirrorStatus| status.source.as_deref() == Some("b") && says("Healthy")(status);
         until(story, "follows the promoted site", follows).await;
-        assert_eq!(equal(story).await, promoted.len());
+        assert_eq!(alike(story, "").await, promoted.len());
         assert!(held(story, "second").await.unwrap() == promoted, "the promoted site was written to");
         measured("a site that was cut off and lost: 20 puts and 5 deletes of its own listed, all of them, then it followed");
     })
