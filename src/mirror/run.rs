@@ -252,7 +252,7 @@ impl<'a> Turn<'a> {
                 self.source_failures += 1;
                 self.tell_source(problem);
             }
-            Event::TargetSilent => {
+            Event::TargetSilent | Event::TargetPageLost(_) => {
                 self.target_failures += 1;
                 self.target.go_elsewhere();
                 self.tell_target(problem);
@@ -263,7 +263,7 @@ impl<'a> Turn<'a> {
             }
             Event::Own(_)
             | Event::Committed(_)
-            | Event::TargetPage(_)
+            | Event::TargetPage(..)
             | Event::TargetCount(_)
             | Event::Parked => {
                 self.target_failures = 0;
@@ -276,7 +276,7 @@ impl<'a> Turn<'a> {
             Event::Refused(refusal) => {
                 tracing::info!(?refusal, "the target refused a request: smaller ones follow");
             }
-            Event::SourcePageTooLarge(_) | Event::Sited | Event::Tick => {}
+            Event::SourcePageTooLarge(_) | Event::TargetPageTooLarge(_) | Event::Sited | Event::Tick => {}
         }
     }
 

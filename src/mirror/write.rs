@@ -31,13 +31,13 @@ pub(super) struct Target {
     keyspace: Keyspace,
     connection: Connection,
     turn: usize,
-    running: Option<AbortHandle>,
+    running: Vec<AbortHandle>,
     came: mpsc::Sender<Came>,
 }
 
 impl Target {
     pub(super) fn new(access: Access, keyspace: Keyspace, id: MirrorId, came: mpsc::Sender<Came>) -> Self {
-        Self { access, id, keyspace, connection: Connection::default(), turn: 0, running: None, came }
+        Self { access, id, keyspace, connection: Connection::default(), turn: 0, running: Vec::new(), came }
     }
 
     /// The next request goes to another endpoint, on a new connection.
@@ -49,6 +49,10 @@ impl Target {
     pub(super) fn ask(&mut self, command: Command, wait: Duration) {
         let (access, connection, turn) = (self.access.clone(), self.connection.clone(), self.turn);
         let (id, keyspace, came) = (self.id.clone(), self.keyspace.clone(), self.came.clone());
+        let page = match command {
+            Command::ReadTarget(number, ..) => Some(number),
+            _ => None,
+        };
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
             let answer = match connection.client(&access, turn).await {
@@ -63,19 +67,17 @@ impl Target {
             };
             let event = match answer {
                 Ok(event) => (event, None),
-                Err(problem) => match refusal(&problem) {
-                    Some(refusal) => (Event::Refused(refusal), Some(problem)),
-                    None => (Event::TargetSilent, Some(problem)),
-                },
+                Err(problem) => (failure(page, &problem), Some(problem)),
             };
             // Nobody listens any more when the mirror ends.
             drop(came.send(event).await);
         });
-        self.running = Some(task.abort_handle());
+        self.running.retain(|task| !task.is_finished());
+        self.running.push(task.abort_handle());
     }
 
     pub(super) fn hang_up(&mut self) {
-        if let Some(task) = self.running.take() {
+        for task in self.running.drain(..) {
             task.abort();
         }
     }
@@ -89,9 +91,9 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
             let answer = within(kv.txn(txn(transaction, parking_lease(id)))).await?;
             Ok(Event::Committed(answer_of(&answer)))
         }
-        Command::ReadTarget(span, keys) => {
+        Command::ReadTarget(number, span, keys) => {
             let answer = kv.get(span.start.clone(), Some(range(&span, keys))).await?;
-            Ok(Event::TargetPage(page_of(answer)))
+            Ok(Event::TargetPage(number, page_of(answer)))
         }
         Command::CountTarget => {
             let mut count = 0;
@@ -152,6 +154,16 @@ pub fn parking_lease(id: &MirrorId) -> i64 {
     (id & i64::MAX).max(1)
 }
 
+/// What came of a request that failed; `page`: of a read of this number.
+fn failure(page: Option<u64>, problem: &str) -> Event {
+    match (page, refusal(problem)) {
+        (Some(number), _) if too_large(problem) => Event::TargetPageTooLarge(number),
+        (Some(number), _) => Event::TargetPageLost(number),
+        (None, Some(refusal)) => Event::Refused(refusal),
+        (None, None) => Event::TargetSilent,
+    }
+}
+
 fn refusal(problem: &str) -> Option<Refusal> {
     const TABLE: [(&str, Refusal); 4] = [
         ("too many operations in txn request", Refusal::TooManyOperations),
@@ -159,8 +171,7 @@ fn refusal(problem: &str) -> Option<Refusal> {
         ("received message larger than max", Refusal::TooLarge),
         ("requested lease not found", Refusal::NoLease),
     ];
-    let known = TABLE.iter().find(|(words, _)| problem.contains(words)).map(|(_, refusal)| *refusal);
-    known.or_else(|| too_large(problem).then_some(Refusal::AnswerTooLarge))
+    TABLE.iter().find(|(words, _)| problem.contains(words)).map(|(_, refusal)| *refusal)
 }
 
 fn txn(transaction: Transaction, lease: i64) -> Txn {

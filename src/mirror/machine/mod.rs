@@ -1,8 +1,8 @@
 //! The engine as a state machine: events in, commands out. It knows no clock, no connection and no randomness, so the
 //! tests run this very code against a model of etcd, with every answer late, lost or repeated.
 //!
-//! One request to the target is under way at a time ([`Asked`]). A write whose answer was lost is never repeated
-//! blindly: the keys of the mirror are read, and say whether it was done.
+//! One request to the target is under way at a time ([`Asked`]), beside reads of the pages that a scan needs next. A
+//! write whose answer was lost is never repeated blindly: the keys of the mirror are read, and say whether it was done.
 //!
 //! ```text
 //! own keys ─► sample of the source ─► take over ─► scan ──► stream
@@ -73,8 +73,8 @@ pub enum Command {
     ReadOwn,
     /// Send a transaction to the target: [`Event::Committed`].
     Commit(Transaction),
-    /// Read part of the target, linearizably: [`Event::TargetPage`].
-    ReadTarget(Span, usize),
+    /// Read part of the target, linearizably: [`Event::TargetPage`] of this number, or that there is none.
+    ReadTarget(u64, Span, usize),
     /// Count the keys of the mapped part of the target: [`Event::TargetCount`].
     CountTarget,
     /// See to it that the parking lease exists: [`Event::Parked`].
@@ -115,7 +115,11 @@ pub enum Event {
     /// A request to the target has no answer; it may have been done, or may yet be.
     TargetSilent,
     /// Part of the target.
-    TargetPage(Page),
+    TargetPage(u64, Page),
+    /// A page of the target was larger than a message may be.
+    TargetPageTooLarge(u64),
+    /// A page of the target does not come.
+    TargetPageLost(u64),
     /// How many keys the target has in the mapped part.
     TargetCount(u64),
     /// The parking lease exists.
@@ -149,8 +153,6 @@ pub enum Refusal {
     TooLarge,
     /// The parking lease does not exist.
     NoLease,
-    /// The answer was larger than a message may be.
-    AnswerTooLarge,
 }
 
 /// The mirror's own keys in the target.
@@ -192,14 +194,12 @@ pub enum SeenSite {
     Value(Vec<u8>),
 }
 
-/// A request to the target that is under way.
+/// A request to the target that is under way, beside those for pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Asked {
     Own,
     Take,
     Data,
-    /// What the target has where this page of the source is.
-    Page(u64),
     Count,
     Park,
 }
@@ -468,7 +468,9 @@ impl Machine {
             Event::Committed(answer) => self.on_committed(&answer),
             Event::Refused(refusal) => self.on_refused(refusal),
             Event::TargetSilent => self.on_target_silent(),
-            Event::TargetPage(page) => self.on_target_page(&page),
+            Event::TargetPage(number, page) => self.on_target_page(number, page),
+            Event::TargetPageTooLarge(number) => self.on_target_page_too_large(number),
+            Event::TargetPageLost(number) => self.on_target_page_lost(number),
             Event::TargetCount(count) => self.on_target_count(count),
             Event::Parked => self.on_parked(),
             Event::Sample(sample) => self.on_sample(sample),
@@ -493,6 +495,7 @@ impl Machine {
         if self.asked.is_none() {
             self.go_on_at_target();
         }
+        self.ask_target_pages();
     }
 
     fn ask(&mut self, asked: Asked, command: Command) {

@@ -7,7 +7,6 @@
 use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Stage, Stop};
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
-use crate::mirror::resync::Page;
 use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Node, Op, Stored, Transaction, nest};
 
 impl Machine {
@@ -175,7 +174,6 @@ impl Machine {
             }
             (Refusal::TooLarge, _) => self.shrink(flight),
             (Refusal::NoLease, _) => self.parked = false,
-            (Refusal::AnswerTooLarge, _) => self.scan.shrink(),
         }
     }
 
@@ -194,7 +192,7 @@ impl Machine {
             // Read what is known, and go on from there.
             Some(Asked::Own | Asked::Take | Asked::Data) => self.ask(Asked::Own, Command::ReadOwn),
             // Asked for again by whatever needs it.
-            Some(Asked::Page(_) | Asked::Count | Asked::Park) | None => {}
+            Some(Asked::Count | Asked::Park) | None => {}
         }
     }
 
@@ -234,11 +232,5 @@ impl Machine {
             self.asked = None;
             self.scan.target_keys = Some(count);
         }
-    }
-
-    pub(super) fn on_target_page(&mut self, page: &Page) {
-        let Some(Asked::Page(number)) = self.asked else { return };
-        self.asked = None;
-        self.compare_with(number, page);
     }
 }

@@ -344,7 +344,7 @@ impl Pair {
         let request = self.agents[agent].requests.remove(at);
         if lost {
             self.note("answer lost");
-            let silent = if of_source(&request.command) { Event::SourceSilent } else { Event::TargetSilent };
+            let silent = silence(&request.command);
             return self.tell(agent, self.bug.silence(&request.command, silent));
         }
         self.tell(agent, request.answer.unwrap());
@@ -353,7 +353,7 @@ impl Pair {
     /// A request is given up; a transaction may be done later all the same.
     fn lose(&mut self, agent: usize, at: usize) {
         let request = self.agents[agent].requests.remove(at);
-        let silent = if of_source(&request.command) { Event::SourceSilent } else { Event::TargetSilent };
+        let silent = silence(&request.command);
         let silent = self.bug.silence(&request.command, silent);
         if let Command::Commit(transaction) = request.command {
             self.agents[agent].resent = Some(transaction.clone());
@@ -375,7 +375,9 @@ impl Pair {
                 }
                 answer
             }
-            Command::ReadTarget(span, limit) => Event::TargetPage(self.target.range(span, *limit)),
+            Command::ReadTarget(number, span, limit) => {
+                Event::TargetPage(*number, self.target.range(span, *limit))
+            }
             Command::CountTarget => Event::TargetCount(self.target.keys.len() as u64),
             Command::Park => {
                 self.target.parking = true;
@@ -446,6 +448,15 @@ impl Pair {
 
 fn of_source(command: &Command) -> bool {
     matches!(command, Command::Probe { .. } | Command::ReadSource(..))
+}
+
+/// What an agent is told of a request that has no answer.
+fn silence(command: &Command) -> Event {
+    match command {
+        Command::ReadTarget(number, ..) => Event::TargetPageLost(*number),
+        command if of_source(command) => Event::SourceSilent,
+        _ => Event::TargetSilent,
+    }
 }
 
 fn event(revision: i64, change: Happened) -> WatchEvent {
