@@ -31,6 +31,7 @@ pub mod config;
 pub mod connect;
 pub mod fence;
 mod follow;
+mod foreign;
 pub mod inspect;
 pub mod keyspace;
 pub mod lag;

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use super::config::{MirrorId, claims_key};
 use super::connect::{Access, Connection, told};
 use super::follow::{Came, PAGE_BYTES, page_of, range, too_large};
+use super::foreign::look;
 use super::keyspace::{Keyspace, Side, Span};
 use super::machine::{Command, Event, Own, Refusal};
 use super::transaction::{Answer, Guard, Node, Outcome, Stored, Transaction};
@@ -49,10 +50,7 @@ impl Target {
     pub(super) fn ask(&mut self, command: Command, wait: Duration) {
         let (access, connection, turn) = (self.access.clone(), self.connection.clone(), self.turn);
         let (id, keyspace, came) = (self.id.clone(), self.keyspace.clone(), self.came.clone());
-        let page = match command {
-            Command::ReadTarget(number, ..) => Some(number),
-            _ => None,
-        };
+        let lost = lost(&command);
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
             let answer = match connection.client(&access, turn).await {
@@ -67,7 +65,7 @@ impl Target {
             };
             let event = match answer {
                 Ok(event) => (event, None),
-                Err(problem) => (failure(page, &problem), Some(problem)),
+                Err(problem) => (failure(lost, &problem), Some(problem)),
             };
             // Nobody listens any more when the mirror ends.
             drop(came.send(event).await);
@@ -101,6 +99,10 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
                 count += counted(&client, span).await?;
             }
             Ok(Event::TargetCount(count))
+        }
+        Command::Look { number, from, through } => {
+            let look = look(&client, id, keyspace, (from, through)).await?;
+            Ok(Event::Looked(number, look))
         }
         Command::Park => {
             let options = LeaseGrantOptions::new().with_id(parking_lease(id));
@@ -143,7 +145,8 @@ pub async fn read_own(client: &Client, id: &MirrorId) -> Result<Own, Error> {
     let cluster = answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
     let mut read = answer_of(&answer).read().into_iter();
     let mut next = || read.next().flatten();
-    Ok(Own { cluster, owner: next(), checkpoint: next(), site: next(), claims: next() })
+    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+    Ok(Own { cluster, revision, owner: next(), checkpoint: next(), site: next(), claims: next() })
 }
 
 /// The lease on which a mirror parks keys that have one in the source: the same for the same name.
@@ -154,13 +157,21 @@ pub fn parking_lease(id: &MirrorId) -> i64 {
     (id & i64::MAX).max(1)
 }
 
-/// What came of a request that failed; `page`: of a read of this number.
-fn failure(page: Option<u64>, problem: &str) -> Event {
-    match (page, refusal(problem)) {
-        (Some(number), _) if too_large(problem) => Event::TargetPageTooLarge(number),
-        (Some(number), _) => Event::TargetPageLost(number),
-        (None, Some(refusal)) => Event::Refused(refusal),
-        (None, None) => Event::TargetSilent,
+/// What becomes of a request that has no answer.
+fn lost(command: &Command) -> Event {
+    match command {
+        Command::ReadTarget(number, ..) => Event::TargetPageLost(*number),
+        Command::Look { number, .. } => Event::LookLost(*number),
+        _ => Event::TargetSilent,
+    }
+}
+
+/// What came of a request that failed.
+fn failure(lost: Event, problem: &str) -> Event {
+    match (lost, refusal(problem)) {
+        (Event::TargetPageLost(number), _) if too_large(problem) => Event::TargetPageTooLarge(number),
+        (Event::TargetSilent, Some(refusal)) => Event::Refused(refusal),
+        (lost, _) => lost,
     }
 }
 

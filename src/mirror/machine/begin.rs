@@ -182,6 +182,7 @@ impl Machine {
             source: source.unwrap_or(Identity { cluster: ClusterId(0), term: 0, applied: 0 }),
             config: self.settings.config.clone(),
             policy: self.policy,
+            looked: 0,
         }
     }
 
@@ -219,7 +220,7 @@ impl Machine {
             return self.ask(Asked::Own, Command::ReadOwn);
         };
         match Checkpoint::parse(&stored.value) {
-            Ok(checkpoint) => self.run_from(checkpoint, stored),
+            Ok(checkpoint) => self.run_from(checkpoint, stored, answer.revision),
             Err(problem) => {
                 let key = shown(&self.settings.id.key("checkpoint"));
                 self.stop(Stop::Unreadable { key, problem: problem.to_string() });
@@ -227,8 +228,10 @@ impl Machine {
         }
     }
 
-    /// Goes on from a checkpoint.
-    pub(super) fn run_from(&mut self, checkpoint: Checkpoint, stored: Stored) {
+    /// Goes on from a checkpoint, at a revision of the target.
+    pub(super) fn run_from(&mut self, checkpoint: Checkpoint, stored: Stored, revision: i64) {
+        // Before a checkpoint that says so, nobody looked.
+        self.foreign.begin(if checkpoint.looked > 0 { checkpoint.looked } else { revision }, revision);
         let other = self.sample.as_ref().and_then(|sample| undercut(floor(&checkpoint), sample));
         self.policy = self.settings.policy.unwrap_or(checkpoint.policy);
         let changed = checkpoint.config != self.settings.config;
@@ -274,6 +277,7 @@ impl Machine {
     pub(super) fn scan_anew(&mut self, old: &Config, began: u64) {
         self.stats.scans += 1;
         self.scan.forget();
+        self.foreign.scan_begins();
         self.drop_waiting();
         self.position = match &self.position {
             Position::Stream { .. } => {

@@ -11,6 +11,7 @@
 //! ```
 
 mod begin;
+mod foreign;
 mod pages;
 mod source;
 mod stream;
@@ -18,6 +19,7 @@ mod target;
 
 use std::collections::VecDeque;
 
+pub use foreign::{KEYS, Look, Standing};
 pub use source::progress_is_exact;
 
 use super::assembler::{Assembler, Canceled, Response};
@@ -53,6 +55,8 @@ pub struct Settings {
     pub ran: bool,
     /// The name of the source among the sites of a pair; absent: a mirror that knows no sites.
     pub active: Option<String>,
+    /// Others' writes to the mirrored part of the target are made good.
+    pub repair: bool,
 }
 
 /// How far to go.
@@ -77,6 +81,15 @@ pub enum Command {
     ReadTarget(u64, Span, usize),
     /// Count the keys of the mapped part of the target: [`Event::TargetCount`].
     CountTarget,
+    /// Find others' writes in these revisions of the target: [`Event::Looked`] of this number, or that nobody knows.
+    Look {
+        /// Tells its answer from that of an older one.
+        number: u64,
+        /// First revision.
+        from: i64,
+        /// Last revision.
+        through: i64,
+    },
     /// See to it that the parking lease exists: [`Event::Parked`].
     Park,
     /// A linearizable read of the source and then its status, on one connection: [`Event::Sample`].
@@ -122,6 +135,10 @@ pub enum Event {
     TargetPageLost(u64),
     /// How many keys the target has in the mapped part.
     TargetCount(u64),
+    /// What others have written there.
+    Looked(u64, Look),
+    /// What others have written there is not known yet.
+    LookLost(u64),
     /// The parking lease exists.
     Parked,
     /// What the source is now.
@@ -160,6 +177,8 @@ pub enum Refusal {
 pub struct Own {
     /// Which cluster the target is.
     pub cluster: u64,
+    /// Its revision as they were read.
+    pub revision: i64,
     /// Who may write.
     pub owner: Option<Stored>,
     /// How far it has come.
@@ -321,6 +340,7 @@ pub struct Machine {
     goal: Option<i64>,
     ticks: u32,
     scan: pages::Pages,
+    foreign: foreign::Foreign,
     counts: Counts,
     commands: Vec<Command>,
     stats: Stats,
@@ -347,6 +367,8 @@ pub struct Stats {
     pub scans: u64,
     /// Watches that were opened.
     pub watches: u64,
+    /// Others' changes of mirrored keys in the target.
+    pub foreign: u64,
 }
 
 /// What can be seen from outside.
@@ -370,6 +392,10 @@ pub struct View {
     pub site: Option<Site>,
     /// By the checkpoint the target was equal to the source once.
     pub synced: bool,
+    /// Others' writes to the mirrored part of the target that stand.
+    pub foreign: Standing,
+    /// No revision of the target is known of that was not looked at.
+    pub looked: bool,
 }
 
 impl Machine {
@@ -406,6 +432,7 @@ impl Machine {
             goal: None,
             ticks: 0,
             scan: pages::Pages::default(),
+            foreign: foreign::Foreign::default(),
             counts: Counts::default(),
             commands: Vec::new(),
             stats: Stats::default(),
@@ -459,6 +486,8 @@ impl Machine {
                 .stored
                 .as_ref()
                 .is_some_and(|(checkpoint, _)| !matches!(checkpoint.position, Position::First(_))),
+            foreign: self.foreign.standing(),
+            looked: self.foreign.is_up_to_date(),
         }
     }
 
@@ -472,6 +501,8 @@ impl Machine {
             Event::TargetPageTooLarge(number) => self.on_target_page_too_large(number),
             Event::TargetPageLost(number) => self.on_target_page_lost(number),
             Event::TargetCount(count) => self.on_target_count(count),
+            Event::Looked(number, look) => self.on_looked(number, look),
+            Event::LookLost(number) => self.on_look_lost(number),
             Event::Parked => self.on_parked(),
             Event::Sample(sample) => self.on_sample(sample),
             Event::SourcePage(number, page) => self.on_source_page(number, page),
@@ -496,6 +527,9 @@ impl Machine {
             self.go_on_at_target();
         }
         self.ask_target_pages();
+        if self.stage == Stage::Running {
+            self.look_at_gap();
+        }
     }
 
     fn ask(&mut self, asked: Asked, command: Command) {

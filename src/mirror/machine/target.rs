@@ -15,7 +15,7 @@ impl Machine {
             Stage::Looking | Stage::Taking | Stage::Over => {}
             Stage::Counting(_) => self.go_on_with_pages(),
             Stage::Running => {
-                if std::mem::take(&mut self.compacted) {
+                if std::mem::take(&mut self.compacted) || self.repairs() {
                     let (config, began) = (self.settings.config.clone(), self.counter() + 1);
                     self.scan_anew(&config, began);
                 }
@@ -40,6 +40,7 @@ impl Machine {
             source: sample.identity,
             config: self.settings.config.clone(),
             policy: self.policy,
+            looked: self.foreign.clean(),
         };
         let value = next.text();
         let (owner, checkpoint) = (self.settings.id.key("owner"), self.settings.id.key("checkpoint"));
@@ -126,6 +127,7 @@ impl Machine {
     /// The transaction under way was done, at this revision of the target. `None`: its answer was lost.
     fn landed(&mut self, answer: Option<&Answer>, revision: i64) {
         let Some(flight) = self.flight.take() else { return };
+        self.foreign.wrote(revision);
         self.stats.transactions += 1;
         self.stats.operations += flight.size.0 as u64;
         self.stats.bytes += flight.size.1 as u64;
@@ -136,6 +138,7 @@ impl Machine {
             self.others = false;
         }
         let position = flight.next.position.clone();
+        let scanned = self.position.scan().is_some();
         self.stored = Some((flight.next, flight.value));
         if self.stage != Stage::Running {
             return;
@@ -158,6 +161,9 @@ impl Machine {
         }
         if self.position.scan().is_none() {
             self.scan.forget();
+        }
+        if scanned && self.position.scan().is_none() {
+            self.foreign.scan_ends();
         }
     }
 
@@ -209,13 +215,16 @@ impl Machine {
                 let parsed =
                     checkpoint.and_then(|stored| Some((Checkpoint::parse(&stored.value).ok()?, stored)));
                 if let Some((checkpoint, stored)) = parsed {
-                    return self.run_from(checkpoint, stored);
+                    return self.run_from(checkpoint, stored, own.revision);
                 }
                 self.stage = Stage::Looking;
                 self.link = Link::Down;
                 self.look(own);
             }
-            Stage::Running | Stage::Counting(_) => self.resolve(own.owner.as_ref(), own.checkpoint.as_ref()),
+            Stage::Running | Stage::Counting(_) => {
+                self.foreign.saw(own.revision);
+                self.resolve(own.owner.as_ref(), own.checkpoint.as_ref());
+            }
             Stage::Over => {}
         }
     }

@@ -133,18 +133,23 @@ fn exact(pair: &Pair, keyspace: &Keyspace, new: &Checkpoint) -> Result<(), Strin
     }
 }
 
+/// Whether a key of the target is as somebody else has made it.
+fn beside(pair: &Pair, target: &[u8]) -> bool {
+    pair.foreign.contains(target) || pair.meddled.contains(target)
+}
+
 /// Mirrored keys of the source at a revision.
 fn source(etcd: &Etcd, revision: i64, keyspace: &Keyspace, config: &Config, pair: &Pair) -> State {
     let kept = etcd.state_at(revision).into_iter().filter(|(key, (_, leased))| {
         let Fate::Mirrored(target) = keyspace.of_source(key) else { return false };
-        !pair.foreign.contains(&target) && (!leased || config.leases != Leases::Skip)
+        !beside(pair, &target) && (!leased || config.leases != Leases::Skip)
     });
     kept.collect()
 }
 
 /// Mirrored keys of the target, by their names in the source.
 fn target(etcd: &Etcd, keyspace: &Keyspace, pair: &Pair) -> State {
-    let kept = etcd.keys.iter().filter(|(key, _)| !pair.foreign.contains(*key));
+    let kept = etcd.keys.iter().filter(|(key, _)| !beside(pair, key));
     let named = kept.filter_map(|(key, value)| match keyspace.of_target(key) {
         Fate::Mirrored(source) => Some((source, (value.bytes.clone(), value.leased))),
         Fate::Ignored | Fate::Own | Fate::Outside | Fate::Nameless => None,
@@ -197,8 +202,15 @@ pub(super) fn streams(pair: &Pair) -> bool {
     stored.is_some_and(|checkpoint| matches!(checkpoint.position, Position::Stream { .. }))
 }
 
-/// In the end both sides must be alike.
-pub(super) fn end(pair: &Pair) -> Result<(), String> {
+/// In the end both sides must be alike, whoever has meddled.
+pub(super) fn end(pair: &mut Pair) -> Result<(), String> {
+    let meddled = std::mem::take(&mut pair.meddled);
+    let alike = alike(pair);
+    pair.meddled = meddled;
+    alike
+}
+
+fn alike(pair: &Pair) -> Result<(), String> {
     let keyspace = pair.config.keyspace().unwrap();
     let want = source(&pair.source, pair.source.revision, &keyspace, &pair.config, pair);
     let held = target(&pair.target, &keyspace, pair);

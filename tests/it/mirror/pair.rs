@@ -6,8 +6,8 @@ use std::collections::{BTreeSet, VecDeque};
 use quorate::mirror::assembler::{Canceled, Event as WatchEvent, Response, STREAM};
 use quorate::mirror::batch::Change;
 use quorate::mirror::config::{Config, Limits, MirrorId, Policy, claims_key};
-use quorate::mirror::keyspace::{Side, Span};
-use quorate::mirror::machine::{Command, Event, Machine, Mode, Own, Sample, SeenSite, Settings};
+use quorate::mirror::keyspace::{Fate, Side, Span};
+use quorate::mirror::machine::{Command, Event, Look, Machine, Mode, Own, Sample, SeenSite, Settings};
 use quorate::mirror::stop::Stop;
 use quorate::mirror::transaction::{Node, Transaction};
 use rand::rngs::StdRng;
@@ -69,6 +69,10 @@ pub(super) struct Pair {
     pub(super) limits: Limits,
     /// Keys of the target that no mirror has written.
     pub(super) foreign: BTreeSet<Vec<u8>>,
+    /// Mirrors make others' writes good.
+    pub(super) repair: bool,
+    /// Mirrored keys of the target that somebody else has written: anything may be in them until the end.
+    pub(super) meddled: BTreeSet<Vec<u8>>,
     pub(super) bug: Bug,
     pub(super) violation: Option<String>,
     pub(super) journal: Vec<String>,
@@ -99,6 +103,8 @@ impl Pair {
             policy: Policy::default(),
             limits: Limits { page_keys: 4, ..Limits::default() },
             foreign: BTreeSet::new(),
+            repair: false,
+            meddled: BTreeSet::new(),
             bug,
             violation: None,
             journal: Vec::new(),
@@ -138,6 +144,7 @@ impl Pair {
             mode,
             ran: false,
             active: None,
+            repair: self.repair,
         };
         let keyspace = self.bug.keyspace(&self.config).keyspace().unwrap();
         let ranges = keyspace.spans(Side::Source);
@@ -212,6 +219,7 @@ impl Pair {
                 command @ (Command::ReadOwn
                 | Command::Commit(_)
                 | Command::ReadTarget(..)
+                | Command::Look { .. }
                 | Command::CountTarget
                 | Command::Park
                 | Command::WriteSite(_)
@@ -378,6 +386,7 @@ impl Pair {
             Command::ReadTarget(number, span, limit) => {
                 Event::TargetPage(*number, self.target.range(span, *limit))
             }
+            Command::Look { number, from, through } => Event::Looked(*number, self.look(*from, *through)),
             Command::CountTarget => Event::TargetCount(self.target.keys.len() as u64),
             Command::Park => {
                 self.target.parking = true;
@@ -398,10 +407,30 @@ impl Pair {
         }
     }
 
+    /// Mirrored keys that changed without a checkpoint.
+    fn look(&self, from: i64, through: i64) -> Look {
+        let keyspace = self.config.keyspace().unwrap();
+        let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
+        let mut look = Look::default();
+        for revision in from..=through {
+            let changes = self.target.history.get(usize::try_from(revision).unwrap());
+            let changes = changes.filter(|changes| changes.iter().all(|change| change.key != checkpoint));
+            for change in changes.into_iter().flatten() {
+                if let Fate::Mirrored(_) = keyspace.of_target(&change.key) {
+                    look.writes += 1;
+                    look.first.get_or_insert(revision);
+                    look.keys.push(change.key.clone());
+                }
+            }
+        }
+        look
+    }
+
     fn own(&self) -> Own {
         let id = MirrorId::new("default").unwrap();
         Own {
             cluster: self.target.identity.cluster.0,
+            revision: self.target.revision,
             owner: self.target.stored(&id.key("owner")),
             checkpoint: self.target.stored(&id.key("checkpoint")),
             site: self.target.stored(&id.key("site")),
@@ -454,6 +483,7 @@ fn of_source(command: &Command) -> bool {
 fn silence(command: &Command) -> Event {
     match command {
         Command::ReadTarget(number, ..) => Event::TargetPageLost(*number),
+        Command::Look { number, .. } => Event::LookLost(*number),
         command if of_source(command) => Event::SourceSilent,
         _ => Event::TargetSilent,
     }
