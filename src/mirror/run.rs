@@ -284,14 +284,21 @@ impl<'a> Turn<'a> {
                 if look.writes > 0 {
                     let keys: Vec<String> = look.keys.iter().map(|key| shown(key)).collect();
                     let (writes, keys) = (look.writes, keys.join(", "));
-                    tracing::warn!(writes, "somebody else has written to mirrored keys of the target, among them {keys}");
+                    tracing::warn!(
+                        writes,
+                        "somebody else has written to mirrored keys of the target, among them {keys}"
+                    );
                 } else if look.unknown {
-                    tracing::info!("whether others wrote to the target cannot be known: its history is gone, or its etcd too old");
+                    tracing::info!(
+                        "whether others wrote to the target cannot be known: its history is gone, or its etcd too old"
+                    );
                 }
             }
             Event::LookLost(_) => {
                 let problem = problem.unwrap_or_default();
-                tracing::warn!("whether others write to the target is not known, it is looked at again: {problem}");
+                tracing::warn!(
+                    "whether others write to the target is not known, it is looked at again: {problem}"
+                );
             }
             Event::Refused(refusal) => {
                 tracing::info!(?refusal, "the target refused a request: smaller ones follow");

@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 use super::config::{MirrorId, claims_key};
 use super::connect::{Access, Connection, told};
 use super::follow::{Came, PAGE_BYTES, page_of, range, too_large};
-use super::foreign::look;
 use super::keyspace::{Keyspace, Side, Span};
+use super::look::look;
 use super::machine::{Command, Event, Own, Refusal};
 use super::transaction::{Answer, Guard, Node, Outcome, Stored, Transaction};
 
@@ -159,10 +159,12 @@ pub fn parking_lease(id: &MirrorId) -> i64 {
 
 /// What becomes of a request that has no answer.
 fn lost(command: &Command) -> Event {
-    match command {
-        Command::ReadTarget(number, ..) => Event::TargetPageLost(*number),
-        Command::Look { number, .. } => Event::LookLost(*number),
-        _ => Event::TargetSilent,
+    if let Command::ReadTarget(number, ..) = command {
+        Event::TargetPageLost(*number)
+    } else if let Command::Look { number, .. } = command {
+        Event::LookLost(*number)
+    } else {
+        Event::TargetSilent
     }
 }
 

@@ -13,7 +13,7 @@ use crate::mirror::machine::{Mode, Settings};
 use crate::mirror::pace::Pace;
 
 /// Flags whose meaning is in an agent's file.
-const IN_THE_FILE: [&str; 27] = [
+const IN_THE_FILE: [&str; 28] = [
     "source",
     "source_ca",
     "source_cert",

@@ -270,7 +270,7 @@ mod tests {
         };
         let text = serde_saphyr::to_string(&config).unwrap();
         expect![[r#"
-            fingerprint: 6f4a6a8e5cffbb52
+            fingerprint: 16e4c3020199def7
             namespace: ""
             name: ""
             id: default
@@ -299,6 +299,7 @@ mod tests {
             overwrite: false
             prune: false
             leases: Strip
+            foreignWrites: Report
             verify:
               everySeconds: 3600
             limits: {}

@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use super::config::{AgentConfig, ForeignWrites, RunState};
 use super::order::sites;
 use super::status::{
-    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Switch, Verification,
+    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Resync, Scan, SiteSeen, Switch, Verification,
     WaitingPlan,
 };
 use crate::mirror::checkpoint::SiteRole;
-use crate::mirror::machine::View;
+use crate::mirror::machine::{Resynced, View};
 use crate::mirror::resync::Counts;
 use crate::mirror::run::{Report, Trouble};
 use crate::mirror::stop::Stop;
@@ -33,6 +33,8 @@ pub struct Known {
     pub recorded: Option<String>,
     /// The last comparison of both sides.
     pub verification: Option<Verification>,
+    /// The last resync, as the engine told it and as it is told.
+    pub resync: Option<(Resynced, Resync)>,
     /// The target was equal to the source once.
     pub synced: bool,
     /// The sites are being switched.
@@ -44,6 +46,16 @@ pub struct Known {
 }
 
 impl Known {
+    /// Takes what the engine says of its last resync, which it tells again and again.
+    pub fn resynced(&mut self, resynced: Option<Resynced>, now: Timestamp) {
+        let Some(resynced) = resynced else { return };
+        if self.resync.as_ref().is_none_or(|(known, _)| *known != resynced) {
+            let Resynced { why, operations, deletes, .. } = resynced;
+            let puts = operations.saturating_sub(deletes);
+            self.resync = Some((resynced, Resync { reason: why.to_owned(), puts, deletes, time: now }));
+        }
+    }
+
     /// The file as it is carried out: from the site that etcd's records call active.
     pub fn carried_out(&self, config: &AgentConfig) -> AgentConfig {
         let active = self.recorded.clone().unwrap_or_else(|| config.active.clone());
@@ -64,6 +76,7 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
         switch: known.switch.clone(),
         initial_sync_done: known.synced,
         verification: known.verification.clone(),
+        last_resync: known.resync.as_ref().map(|(_, resync)| resync.clone()),
         plan: known.plan.clone().or_else(|| report.stopped.as_ref().and_then(plan)),
         // While a site waits for a person nobody asks them again and again.
         sites: if known.plan.is_some() { Vec::new() } else { seen(config, report) },
@@ -169,7 +182,9 @@ fn foreign(config: &AgentConfig, report: &Report) -> Option<Problem> {
         ForeignWrites::Report => {
             "They stay until the source changes the same keys. Find the writer, then let it be made as the source is, by a              resync, or set foreignWrites: Repair"
         }
-        ForeignWrites::Repair => "A scan makes them as the source has them, at most one a minute. Find the writer",
+        ForeignWrites::Repair => {
+            "A scan makes them as the source has them, at most one a minute. Find the writer"
+        }
     };
     Some(Problem {
         reason: ProblemReason::ForeignWrites,

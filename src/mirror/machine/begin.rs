@@ -252,7 +252,12 @@ impl Machine {
             scan.written.push(stored.modified);
         }
         if changed || other.is_some() || self.settings.resync {
-            self.scan_anew(&old, counter + 1);
+            let why = match (&other, changed) {
+                (Some(_), _) => "another source, or an older one, was approved",
+                (None, true) => "mappings, patterns or leases were changed",
+                (None, false) => "it was asked for",
+            };
+            self.scan_anew(&old, counter + 1, why);
         }
         if approved && let Position::First(scan) | Position::Resync(scan) = &mut self.position {
             scan.approved = true;
@@ -274,8 +279,9 @@ impl Machine {
     }
 
     /// Begins a scan under the present configuration; `old` is the one that the position speaks of.
-    pub(super) fn scan_anew(&mut self, old: &Config, began: u64) {
+    pub(super) fn scan_anew(&mut self, old: &Config, began: u64, why: &'static str) {
         self.stats.scans += 1;
+        self.scanning = (why, self.stats);
         self.scan.forget();
         self.foreign.scan_begins();
         self.drop_waiting();

@@ -341,6 +341,9 @@ pub struct Machine {
     ticks: u32,
     scan: pages::Pages,
     foreign: foreign::Foreign,
+    /// Why the scan began; what had been done by then.
+    scanning: (&'static str, Stats),
+    resynced: Option<Resynced>,
     counts: Counts,
     commands: Vec<Command>,
     stats: Stats,
@@ -371,6 +374,19 @@ pub struct Stats {
     pub foreign: u64,
 }
 
+/// A resync, from its beginning in this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resynced {
+    /// Tells it from the one before.
+    pub number: u64,
+    /// Why, in words.
+    pub why: &'static str,
+    /// Changes that it wrote.
+    pub operations: u64,
+    /// Of these, deletes.
+    pub deletes: u64,
+}
+
 /// What can be seen from outside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct View {
@@ -396,6 +412,8 @@ pub struct View {
     pub foreign: Standing,
     /// No revision of the target is known of that was not looked at.
     pub looked: bool,
+    /// The last resync that has ended.
+    pub resynced: Option<Resynced>,
 }
 
 impl Machine {
@@ -433,6 +451,8 @@ impl Machine {
             ticks: 0,
             scan: pages::Pages::default(),
             foreign: foreign::Foreign::default(),
+            scanning: ("an earlier run had begun it", Stats::default()),
+            resynced: None,
             counts: Counts::default(),
             commands: Vec::new(),
             stats: Stats::default(),
@@ -488,6 +508,7 @@ impl Machine {
                 .is_some_and(|(checkpoint, _)| !matches!(checkpoint.position, Position::First(_))),
             foreign: self.foreign.standing(),
             looked: self.foreign.is_up_to_date(),
+            resynced: self.resynced,
         }
     }
 

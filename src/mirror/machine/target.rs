@@ -4,7 +4,7 @@
 //! before. (I3) it compares the owner, too. (I6) after silence nothing is sent before the checkpoint was read, and then
 //! the very same transaction or none.
 
-use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Stage, Stop};
+use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Resynced, Stage, Stop};
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
 use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Node, Op, Stored, Transaction, nest};
@@ -15,9 +15,12 @@ impl Machine {
             Stage::Looking | Stage::Taking | Stage::Over => {}
             Stage::Counting(_) => self.go_on_with_pages(),
             Stage::Running => {
-                if std::mem::take(&mut self.compacted) || self.repairs() {
+                let gone = std::mem::take(&mut self.compacted);
+                if gone || self.repairs() {
+                    let why =
+                        if gone { "history of the source was gone" } else { "others wrote to the target" };
                     let (config, began) = (self.settings.config.clone(), self.counter() + 1);
-                    self.scan_anew(&config, began);
+                    self.scan_anew(&config, began, why);
                 }
                 if self.position.scan().is_some() { self.go_on_with_pages() } else { self.go_on_streaming() }
             }
@@ -138,7 +141,8 @@ impl Machine {
             self.others = false;
         }
         let position = flight.next.position.clone();
-        let scanned = self.position.scan().is_some();
+        let (scanned, resynced) =
+            (self.position.scan().is_some(), matches!(self.position, Position::Resync(_)));
         self.stored = Some((flight.next, flight.value));
         if self.stage != Stage::Running {
             return;
@@ -164,6 +168,19 @@ impl Machine {
         }
         if scanned && self.position.scan().is_none() {
             self.foreign.scan_ends();
+            if resynced {
+                self.resynced = Some(self.since_scan());
+            }
+        }
+    }
+
+    fn since_scan(&self) -> Resynced {
+        let (why, before) = self.scanning;
+        Resynced {
+            number: self.stats.scans,
+            why,
+            operations: self.stats.operations - before.operations,
+            deletes: self.stats.deletes - before.deletes,
         }
     }
 

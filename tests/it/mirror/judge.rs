@@ -171,11 +171,14 @@ fn difference(want: &State, held: &State) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
+fn checkpoint(pair: &Pair) -> Option<Checkpoint> {
+    let stored = pair.target.stored(&MirrorId::new("default").unwrap().key("checkpoint"));
+    stored.map(|stored| Checkpoint::parse(&stored.value).unwrap())
+}
+
 /// Whether no mirror has come to this key of the target yet, and it is not there.
 pub(super) fn untouched(pair: &Pair, key: &[u8]) -> bool {
-    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
-    let begun = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
-    let position = begun.map(|checkpoint| checkpoint.position);
+    let position = checkpoint(pair).map(|checkpoint| checkpoint.position);
     let keyspace = pair.config.keyspace().unwrap();
     let Fate::Mirrored(source) = keyspace.of_target(key) else { return false };
     let before = match position {
@@ -190,16 +193,17 @@ pub(super) fn untouched(pair: &Pair, key: &[u8]) -> bool {
 
 /// The source's applied index as the checkpoint has it.
 pub(super) fn applied(pair: &Pair) -> Option<u64> {
-    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
-    let stored = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
-    stored.map(|checkpoint| checkpoint.source.applied)
+    checkpoint(pair).map(|checkpoint| checkpoint.source.applied)
 }
 
 /// Whether the first sync is over.
 pub(super) fn streams(pair: &Pair) -> bool {
-    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
-    let stored = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
-    stored.is_some_and(|checkpoint| matches!(checkpoint.position, Position::Stream { .. }))
+    checkpoint(pair).is_some_and(|checkpoint| matches!(checkpoint.position, Position::Stream { .. }))
+}
+
+/// Whether it is over under the configuration of today.
+pub(super) fn follows(pair: &Pair) -> bool {
+    streams(pair) && checkpoint(pair).is_some_and(|checkpoint| checkpoint.config == pair.config)
 }
 
 /// In the end both sides must be alike, whoever has meddled.

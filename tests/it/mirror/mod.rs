@@ -109,6 +109,7 @@ fn history(seed: u64, bug: Bug) -> Report {
         }
     }
     if pair.violation.is_none() {
+        meddle(&mut pair, &mut seen);
         pair.violation = settle(&mut pair, &mut seen).err();
     }
     (seen.lost, seen.splits) = (pair.lost, pair.divided);
@@ -161,7 +162,7 @@ fn meddle(pair: &mut Pair, seen: &mut Seen) {
     let prefix = if first.target.is_empty() { "/a/" } else { &first.target };
     let key = format!("{prefix}k{number}").into_bytes();
     let mirrored = matches!(pair.config.keyspace().unwrap().of_target(&key), Fate::Mirrored(_));
-    if !pair.repair || !mirrored || !judge::streams(pair) {
+    if !pair.repair || !mirrored || !judge::follows(pair) {
         return;
     }
     pair.note(format!("meddled {}", key.escape_ascii()));
@@ -287,6 +288,7 @@ fn restore_target(pair: &mut Pair) {
         pair.note("target restored");
         pair.foreign.retain(|key| backup.keys.contains_key(key));
         pair.target = backup;
+        pair.restored += 1;
     } else {
         pair.backup = Some(pair.target.clone());
         pair.note("target saved");

@@ -80,6 +80,8 @@ pub(super) struct Pair {
     pub(super) frozen: bool,
     /// The target as somebody saved it.
     pub(super) backup: Option<Etcd>,
+    /// How often it was set back to that.
+    pub(super) restored: u32,
     /// How often the configuration was another one.
     pub(super) reconfigured: u32,
     /// How often an answer or a request was lost, and a revision divided.
@@ -110,6 +112,7 @@ impl Pair {
             journal: Vec::new(),
             frozen: false,
             backup: None,
+            restored: 0,
             reconfigured: 0,
             lost: 0,
             divided: 0,
@@ -212,6 +215,11 @@ impl Pair {
             match command {
                 Command::Stop(stop) => {
                     self.note(format!("stop {}", stop.reason()));
+                    let changed = matches!(*stop, Stop::CheckpointChanged | Stop::CheckpointLost);
+                    if changed && self.restored == 0 {
+                        let made_up = format!("made up: {}, and nobody has done that", stop.reason());
+                        self.violation.get_or_insert(made_up);
+                    }
                     self.agents[agent].over = Some(*stop);
                 }
                 Command::Progress => self.progress(agent),
@@ -481,11 +489,14 @@ fn of_source(command: &Command) -> bool {
 
 /// What an agent is told of a request that has no answer.
 fn silence(command: &Command) -> Event {
-    match command {
-        Command::ReadTarget(number, ..) => Event::TargetPageLost(*number),
-        Command::Look { number, .. } => Event::LookLost(*number),
-        command if of_source(command) => Event::SourceSilent,
-        _ => Event::TargetSilent,
+    if let Command::ReadTarget(number, ..) = command {
+        Event::TargetPageLost(*number)
+    } else if let Command::Look { number, .. } = command {
+        Event::LookLost(*number)
+    } else if of_source(command) {
+        Event::SourceSilent
+    } else {
+        Event::TargetSilent
     }
 }
 

