@@ -176,6 +176,11 @@ pub struct EtcdMirrorSpec {
     /// active they get a minute to be kept alive) or Skip (they are not copied). Default: Strip.
     #[serde(default)]
     pub leases: LeasePolicy,
+    /// What becomes of others' writes to the mirrored range of the target: Report (the condition Stalled names some of
+    /// the keys) or Repair (besides, a scan of both sides makes them as in the source, at most one a minute). Default:
+    /// Report.
+    #[serde(default)]
+    pub foreign_writes: ForeignWrites,
     /// When both sides are compared key by key.
     #[serde(default)]
     pub verify: VerifySpec,
@@ -292,6 +297,16 @@ pub enum LeasePolicy {
     Strip,
     /// They are not copied.
     Skip,
+}
+
+/// What becomes of others' writes to the mirrored range of the target.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ForeignWrites {
+    /// They are told.
+    #[default]
+    Report,
+    /// They are told and made good.
+    Repair,
 }
 
 /// When both sides are compared.

@@ -13,7 +13,7 @@ use etcd_client::{
 };
 
 use super::config::MirrorId;
-use super::connect::{Access, Connection, UserName, told};
+use super::connect::{Access, UserName, reach, told_of};
 use super::fence::{Book, Fenced, Grant, Kind, Range, Record, Taken};
 use super::keyspace::Span;
 use super::transaction::Stored;
@@ -290,7 +290,7 @@ async fn open(side: &Writers) -> Result<Client, FenceError> {
 }
 
 async fn connected(root: &Access) -> Result<Client, FenceError> {
-    Connection::default().client(root, 0).await.map_err(|error| FenceError::Failed(error.to_string()))
+    reach(root).await.map_err(|error| FenceError::Failed(error.to_string()))
 }
 
 /// The name by which etcd knows the mirror itself: that of its password, or of its certificate.
@@ -326,7 +326,7 @@ async fn timed<T>(step: impl Future<Output = Result<T, FenceError>>) -> Result<T
 /// etcd says `permission denied` to whoever is not root.
 fn failed(root: &Access) -> impl Fn(Error) -> FenceError {
     |error| {
-        let text = told(root, 0, &error);
+        let text = told_of(root, &error);
         if text.contains("permission denied") {
             return FenceError::Refused(format!("{text}: the user that fence.root names is not root"));
         }

@@ -41,6 +41,9 @@ pub struct Checkpoint {
     pub config: Config,
     /// What the first sync may do; kept until it has ended.
     pub policy: Policy,
+    /// Revision of the target up to which no write of others stands; 0: nobody has looked.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub looked: i64,
 }
 
 /// What the target holds, in mirrored keys.
@@ -259,6 +262,11 @@ pub fn parse_claims(value: &[u8]) -> Result<Claims, Unreadable> {
     serde_json::from_slice(value).map_err(|error| Unreadable::Form(error.to_string()))
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(revision: &i64) -> bool {
+    *revision == 0
+}
+
 fn written(value: &impl Serialize) -> String {
     // Structs of strings and numbers: serde_json fails only for maps whose keys are no strings.
     serde_json::to_string(value).unwrap_or_default()
@@ -295,7 +303,8 @@ mod tests {
 
     fn checkpoint(position: Position) -> Checkpoint {
         let source = Identity { cluster: ClusterId(0x6ff7_ad02_6669_1698), term: 3, applied: 156 };
-        Checkpoint { counter: 7, position, source, config: Config::whole(), policy: Policy::default() }
+        let config = Config::whole();
+        Checkpoint { counter: 7, position, source, config, policy: Policy::default(), looked: 0 }
     }
 
     #[test]
@@ -315,7 +324,7 @@ mod tests {
             Position::First(scan.clone()),
             Position::Resync(Scan { cursor: None, ..scan }),
         ] {
-            let checkpoint = checkpoint(position);
+            let checkpoint = Checkpoint { looked: 77, ..checkpoint(position) };
             assert_eq!(Checkpoint::parse(&checkpoint.text()), Ok(checkpoint));
         }
     }

@@ -124,7 +124,7 @@ pub struct Limits {
     pub hard_bytes: usize,
     /// Bytes of changes that wait; above them the source is not read.
     pub queue_bytes: usize,
-    /// Keys of a page.
+    /// Keys of a page: as many as one transaction adds.
     pub page_keys: usize,
 }
 
@@ -137,7 +137,7 @@ impl Default for Limits {
             bytes: 1 << 20,
             hard_bytes: 1_400_000,
             queue_bytes: 32 << 20,
-            page_keys: 4032,
+            page_keys: 3969,
         }
     }
 }
@@ -170,6 +170,7 @@ pub fn allowed_deletes(target_keys: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::transaction::capacity;
 
     #[test]
     fn an_id_is_a_label() {
@@ -177,6 +178,12 @@ mod tests {
         for bad in ["", "claims", "a/b", "A", &"a".repeat(64)] {
             assert!(MirrorId::new(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_page_is_one_transaction() {
+        let limits = Limits::default();
+        assert_eq!(limits.page_keys, capacity(limits.level, true));
     }
 
     #[test]

@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::sync::OnceCell;
 
+use super::keyspace::OWN_KEYS;
 use crate::etcd::survey::words;
 
 /// How long the TCP and TLS handshakes may take together, and a login after them.
@@ -56,6 +59,38 @@ impl Connection {
     /// The client.
     pub async fn client(&self, access: &Access, turn: usize) -> Result<Client, ConnectError> {
         self.0.get_or_try_init(async || connect(access, turn).await).await.cloned()
+    }
+}
+
+/// A client of whichever endpoint is the first to answer with quorum, for what is done once: a member that is down does
+/// not stand in the way of a promotion.
+pub async fn reach(access: &Access) -> Result<Client, ConnectError> {
+    let mut dials: FuturesUnordered<_> =
+        (0..access.endpoints.len()).map(|turn| answering(access, turn)).collect();
+    let mut problems = Vec::new();
+    while let Some(dialled) = dials.next().await {
+        match dialled {
+            Ok(client) => return Ok(client),
+            Err(ConnectError(problem)) => problems.push(problem),
+        }
+    }
+    Err(ConnectError(problems.join("; ")))
+}
+
+/// A client of an endpoint that has a leader and a quorum behind it.
+async fn answering(access: &Access, turn: usize) -> Result<Client, ConnectError> {
+    let client = connect(access, turn).await?;
+    let mut kv = client.kv_client();
+    let read = kv.get(OWN_KEYS, Some(GetOptions::new().with_keys_only()));
+    match tokio::time::timeout(CONNECT_DEADLINE, read).await {
+        Ok(Ok(_)) => Ok(client),
+        // Permissions are looked at behind the quorum.
+        Ok(Err(Error::GRpcStatus(status))) if status.message().contains("permission denied") => Ok(client),
+        Ok(Err(error)) => Err(ConnectError(told(access, turn, &error))),
+        Err(_) => {
+            let late = Error::Internal(format!("no answer within {}s", CONNECT_DEADLINE.as_secs()));
+            Err(ConnectError(told(access, turn, &late)))
+        }
     }
 }
 
@@ -126,4 +161,9 @@ async fn read(file: &Path) -> Result<Vec<u8>, ConnectError> {
 pub(super) fn told(access: &Access, turn: usize, error: &Error) -> String {
     let endpoint = access.endpoints.get(turn % access.endpoints.len().max(1));
     format!("{}: {}", endpoint.map_or("", String::as_str), words(error))
+}
+
+/// What went wrong with a client that [`reach`] gave.
+pub(super) fn told_of(access: &Access, error: &Error) -> String {
+    format!("{}: {}", access.endpoints.join(","), words(error))
 }

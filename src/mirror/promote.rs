@@ -7,7 +7,7 @@ use etcd_client::{
 use super::authorize::give_back;
 use super::checkpoint::{Checkpoint, Owner, Role, Site, SiteRole};
 use super::config::MirrorId;
-use super::connect::{Access, Connection, told};
+use super::connect::{Access, reach, told_of};
 use super::machine::Own;
 use super::write::{parking_lease, read_own};
 
@@ -40,9 +40,8 @@ pub struct PromoteError(pub String);
 /// Takes the target, whoever owns it, and reads the checkpoint in the same transaction. Done already, it only ends what
 /// may be left of it.
 pub async fn promote(target: &Access, id: &MirrorId) -> Result<Promoted, PromoteError> {
-    let client =
-        Connection::default().client(target, 0).await.map_err(|error| PromoteError(error.to_string()))?;
-    let failed = |error: Error| PromoteError(told(target, 0, &error));
+    let client = reach(target).await.map_err(|error| PromoteError(error.to_string()))?;
+    let failed = |error: Error| PromoteError(told_of(target, &error));
     let own = read_own(&client, id).await.map_err(failed)?;
     if own.checkpoint.is_none() {
         return Err(PromoteError(format!(

@@ -16,6 +16,7 @@ use super::lag::Lag;
 use super::machine::{Command, Event, Machine, Mode, Settings, View, progress_is_exact};
 use super::pace::{Pace, Pacer};
 use super::stop::Stop;
+use super::text::shown;
 use super::write::Target;
 
 /// The machine's clock.
@@ -238,7 +239,11 @@ impl<'a> Turn<'a> {
                 let wait = pause(self.target_failures).max(self.pacer.wait(&transaction, Instant::now()));
                 self.target.ask(Command::Commit(transaction), wait);
             }
-            command @ (Command::ReadOwn | Command::ReadTarget(..) | Command::CountTarget | Command::Park) => {
+            command @ (Command::ReadOwn
+            | Command::ReadTarget(..)
+            | Command::Look { .. }
+            | Command::CountTarget
+            | Command::Park) => {
                 self.target.ask(command, pause(self.target_failures));
             }
         }
@@ -252,7 +257,7 @@ impl<'a> Turn<'a> {
                 self.source_failures += 1;
                 self.tell_source(problem);
             }
-            Event::TargetSilent => {
+            Event::TargetSilent | Event::TargetPageLost(_) => {
                 self.target_failures += 1;
                 self.target.go_elsewhere();
                 self.tell_target(problem);
@@ -263,7 +268,7 @@ impl<'a> Turn<'a> {
             }
             Event::Own(_)
             | Event::Committed(_)
-            | Event::TargetPage(_)
+            | Event::TargetPage(..)
             | Event::TargetCount(_)
             | Event::Parked => {
                 self.target_failures = 0;
@@ -273,10 +278,32 @@ impl<'a> Turn<'a> {
                 self.lag.look(self.begun.elapsed(), sample.head);
                 self.tell_version(&sample.version);
             }
+            Event::Looked(_, look) => {
+                self.target_failures = 0;
+                self.tell_target(None);
+                if look.writes > 0 {
+                    let keys: Vec<String> = look.keys.iter().map(|key| shown(key)).collect();
+                    let (writes, keys) = (look.writes, keys.join(", "));
+                    tracing::warn!(
+                        writes,
+                        "somebody else has written to mirrored keys of the target, among them {keys}"
+                    );
+                } else if look.unknown {
+                    tracing::info!(
+                        "whether others wrote to the target cannot be known: its history is gone, or its etcd too old"
+                    );
+                }
+            }
+            Event::LookLost(_) => {
+                let problem = problem.unwrap_or_default();
+                tracing::warn!(
+                    "whether others write to the target is not known, it is looked at again: {problem}"
+                );
+            }
             Event::Refused(refusal) => {
                 tracing::info!(?refusal, "the target refused a request: smaller ones follow");
             }
-            Event::SourcePageTooLarge(_) | Event::Sited | Event::Tick => {}
+            Event::SourcePageTooLarge(_) | Event::TargetPageTooLarge(_) | Event::Sited | Event::Tick => {}
         }
     }
 

@@ -5,7 +5,7 @@ use etcd_client::{Client, Error};
 
 use super::checkpoint::{Checkpoint, Position};
 use super::config::{Config, MirrorId};
-use super::connect::{Access, Connection, told};
+use super::connect::{Access, reach, told_of};
 use super::follow::{PAGE_BYTES, page_of, range};
 use super::keyspace::{Keyspace, Side, Span, next_key};
 use super::resync::{Compared, Counts, Differing, Entry, Nameless, Page, compare};
@@ -87,11 +87,9 @@ pub async fn verify(source: &Access, target: &Access, id: &MirrorId) -> Result<V
 }
 
 async fn open(source: &Access, target: &Access, id: &MirrorId) -> Result<Both, VerifyError> {
-    let connect = async |access: &Access| {
-        Connection::default().client(access, 0).await.map_err(|error| VerifyError(error.to_string()))
-    };
+    let connect = async |access: &Access| reach(access).await.map_err(|error| VerifyError(error.to_string()));
     let (source, client) = (connect(source).await?, connect(target).await?);
-    let own = read_own(&client, id).await.map_err(|error| VerifyError(told(target, 0, &error)))?;
+    let own = read_own(&client, id).await.map_err(|error| VerifyError(told_of(target, &error)))?;
     let Some(stored) = own.checkpoint else {
         return Err(VerifyError(format!("the target has no checkpoint of the mirror {:?}", id.as_str())));
     };

@@ -14,6 +14,7 @@ use super::config::{MirrorId, claims_key};
 use super::connect::{Access, Connection, told};
 use super::follow::{Came, PAGE_BYTES, page_of, range, too_large};
 use super::keyspace::{Keyspace, Side, Span};
+use super::look::look;
 use super::machine::{Command, Event, Own, Refusal};
 use super::transaction::{Answer, Guard, Node, Outcome, Stored, Transaction};
 
@@ -31,13 +32,13 @@ pub(super) struct Target {
     keyspace: Keyspace,
     connection: Connection,
     turn: usize,
-    running: Option<AbortHandle>,
+    running: Vec<AbortHandle>,
     came: mpsc::Sender<Came>,
 }
 
 impl Target {
     pub(super) fn new(access: Access, keyspace: Keyspace, id: MirrorId, came: mpsc::Sender<Came>) -> Self {
-        Self { access, id, keyspace, connection: Connection::default(), turn: 0, running: None, came }
+        Self { access, id, keyspace, connection: Connection::default(), turn: 0, running: Vec::new(), came }
     }
 
     /// The next request goes to another endpoint, on a new connection.
@@ -49,6 +50,7 @@ impl Target {
     pub(super) fn ask(&mut self, command: Command, wait: Duration) {
         let (access, connection, turn) = (self.access.clone(), self.connection.clone(), self.turn);
         let (id, keyspace, came) = (self.id.clone(), self.keyspace.clone(), self.came.clone());
+        let lost = lost(&command);
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
             let answer = match connection.client(&access, turn).await {
@@ -63,19 +65,17 @@ impl Target {
             };
             let event = match answer {
                 Ok(event) => (event, None),
-                Err(problem) => match refusal(&problem) {
-                    Some(refusal) => (Event::Refused(refusal), Some(problem)),
-                    None => (Event::TargetSilent, Some(problem)),
-                },
+                Err(problem) => (failure(lost, &problem), Some(problem)),
             };
             // Nobody listens any more when the mirror ends.
             drop(came.send(event).await);
         });
-        self.running = Some(task.abort_handle());
+        self.running.retain(|task| !task.is_finished());
+        self.running.push(task.abort_handle());
     }
 
     pub(super) fn hang_up(&mut self) {
-        if let Some(task) = self.running.take() {
+        for task in self.running.drain(..) {
             task.abort();
         }
     }
@@ -89,9 +89,9 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
             let answer = within(kv.txn(txn(transaction, parking_lease(id)))).await?;
             Ok(Event::Committed(answer_of(&answer)))
         }
-        Command::ReadTarget(span, keys) => {
+        Command::ReadTarget(number, span, keys) => {
             let answer = kv.get(span.start.clone(), Some(range(&span, keys))).await?;
-            Ok(Event::TargetPage(page_of(answer)))
+            Ok(Event::TargetPage(number, page_of(answer)))
         }
         Command::CountTarget => {
             let mut count = 0;
@@ -99,6 +99,10 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
                 count += counted(&client, span).await?;
             }
             Ok(Event::TargetCount(count))
+        }
+        Command::Look { number, from, through } => {
+            let look = look(&client, id, keyspace, (from, through)).await?;
+            Ok(Event::Looked(number, look))
         }
         Command::Park => {
             let options = LeaseGrantOptions::new().with_id(parking_lease(id));
@@ -141,7 +145,8 @@ pub async fn read_own(client: &Client, id: &MirrorId) -> Result<Own, Error> {
     let cluster = answer.header().map_or(0, etcd_client::ResponseHeader::cluster_id);
     let mut read = answer_of(&answer).read().into_iter();
     let mut next = || read.next().flatten();
-    Ok(Own { cluster, owner: next(), checkpoint: next(), site: next(), claims: next() })
+    let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+    Ok(Own { cluster, revision, owner: next(), checkpoint: next(), site: next(), claims: next() })
 }
 
 /// The lease on which a mirror parks keys that have one in the source: the same for the same name.
@@ -152,6 +157,26 @@ pub fn parking_lease(id: &MirrorId) -> i64 {
     (id & i64::MAX).max(1)
 }
 
+/// What becomes of a request that has no answer.
+fn lost(command: &Command) -> Event {
+    if let Command::ReadTarget(number, ..) = command {
+        Event::TargetPageLost(*number)
+    } else if let Command::Look { number, .. } = command {
+        Event::LookLost(*number)
+    } else {
+        Event::TargetSilent
+    }
+}
+
+/// What came of a request that failed.
+fn failure(lost: Event, problem: &str) -> Event {
+    match (lost, refusal(problem)) {
+        (Event::TargetPageLost(number), _) if too_large(problem) => Event::TargetPageTooLarge(number),
+        (Event::TargetSilent, Some(refusal)) => Event::Refused(refusal),
+        (lost, _) => lost,
+    }
+}
+
 fn refusal(problem: &str) -> Option<Refusal> {
     const TABLE: [(&str, Refusal); 4] = [
         ("too many operations in txn request", Refusal::TooManyOperations),
@@ -159,8 +184,7 @@ fn refusal(problem: &str) -> Option<Refusal> {
         ("received message larger than max", Refusal::TooLarge),
         ("requested lease not found", Refusal::NoLease),
     ];
-    let known = TABLE.iter().find(|(words, _)| problem.contains(words)).map(|(_, refusal)| *refusal);
-    known.or_else(|| too_large(problem).then_some(Refusal::AnswerTooLarge))
+    TABLE.iter().find(|(words, _)| problem.contains(words)).map(|(_, refusal)| *refusal)
 }
 
 fn txn(transaction: Transaction, lease: i64) -> Txn {

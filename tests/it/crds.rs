@@ -365,6 +365,7 @@ fn a_mirror_of_two_sites_gets_the_documented_defaults() {
               }
             }
           },
+          "foreignWrites": "Report",
           "id": "default",
           "initialSync": "AddOnly",
           "lagObjective": {

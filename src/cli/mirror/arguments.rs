@@ -13,7 +13,7 @@ use crate::mirror::machine::{Mode, Settings};
 use crate::mirror::pace::Pace;
 
 /// Flags whose meaning is in an agent's file.
-const IN_THE_FILE: [&str; 27] = [
+const IN_THE_FILE: [&str; 28] = [
     "source",
     "source_ca",
     "source_cert",
@@ -33,6 +33,7 @@ const IN_THE_FILE: [&str; 27] = [
     "map",
     "ignore",
     "leases",
+    "foreign_writes",
     "initial_sync",
     "prune",
     "once",
@@ -163,6 +164,10 @@ pub(super) struct Follow {
     /// What becomes of keys with a lease: copied without it, or not copied.
     #[arg(long, value_name = "POLICY", default_value = "strip")]
     leases: LeasePolicy,
+    /// What becomes of others' writes to mirrored keys of the target: they are reported, or repaired too, by a scan
+    /// of both sides, at most one a minute.
+    #[arg(long, value_name = "POLICY", default_value = "report")]
+    foreign_writes: ForeignWrites,
     /// What the first sync does with keys of the target that differ.
     #[arg(long, value_name = "POLICY")]
     initial_sync: Option<InitialSync>,
@@ -205,6 +210,12 @@ enum IgnoreAt {
 enum LeasePolicy {
     Strip,
     Skip,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum ForeignWrites {
+    Report,
+    Repair,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
@@ -283,6 +294,7 @@ impl Follow {
             },
             ran: false,
             active: None,
+            repair: matches!(self.foreign_writes, ForeignWrites::Repair),
         };
         let pace = Pace { keys: self.keys_per_second, bytes: self.bytes_per_second };
         let source = checked("--source", self.source.access())?;

@@ -5,7 +5,7 @@ use crate::cli::problem::Problem;
 use crate::cli::{Exit, terminal};
 use crate::mirror::agent::lost::Lost;
 use crate::mirror::checkpoint::{Checkpoint, Position};
-use crate::mirror::connect::Connection;
+use crate::mirror::connect::reach;
 use crate::mirror::promote;
 use crate::mirror::write::read_own;
 
@@ -44,7 +44,7 @@ pub(super) async fn promote(of: OfTarget) -> anyhow::Result<Exit> {
 
 pub(super) async fn lost(of: OfTarget) -> anyhow::Result<Exit> {
     let (id, access) = (mirror_id(&of.id)?, of.target.access()?);
-    let client = Connection::default().client(&access, 0).await?;
+    let client = reach(&access).await?;
     let answer = client.kv_client().get(id.key("lost"), None).await.map_err(|error| {
         Problem::Other(format!("the target does not answer: {}", crate::etcd::survey::words(&error)))
     })?;
@@ -78,7 +78,7 @@ fn listed(lost: &Lost) -> String {
 
 pub(super) async fn checkpoint(of: OfTarget) -> anyhow::Result<Exit> {
     let (id, access) = (mirror_id(&of.id)?, of.target.access()?);
-    let client = Connection::default().client(&access, 0).await?;
+    let client = reach(&access).await?;
     let own = read_own(&client, &id).await.map_err(|error| {
         Problem::Other(format!("the target does not answer: {}", crate::etcd::survey::words(&error)))
     })?;

@@ -53,6 +53,9 @@ pub struct AgentConfig {
     /// What becomes of keys with a lease.
     #[serde(default)]
     pub leases: LeasePolicy,
+    /// What becomes of others' writes to the mirrored part of the target.
+    #[serde(default)]
+    pub foreign_writes: ForeignWrites,
     /// How often both sides are compared; absent: only when asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
@@ -119,6 +122,16 @@ pub enum LeasePolicy {
     Strip,
     /// They are not copied.
     Skip,
+}
+
+/// What becomes of others' writes to the mirrored part of the target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ForeignWrites {
+    /// They are told.
+    #[default]
+    Report,
+    /// They are told, and a scan makes the target as the source is.
+    Repair,
 }
 
 /// How both sides are compared.
@@ -257,7 +270,7 @@ mod tests {
         };
         let text = serde_saphyr::to_string(&config).unwrap();
         expect![[r#"
-            fingerprint: 6f4a6a8e5cffbb52
+            fingerprint: 16e4c3020199def7
             namespace: ""
             name: ""
             id: default
@@ -286,6 +299,7 @@ mod tests {
             overwrite: false
             prune: false
             leases: Strip
+            foreignWrites: Report
             verify:
               everySeconds: 3600
             limits: {}

@@ -184,7 +184,8 @@ mod tests {
 
     fn checkpoint(position: Position) -> Checkpoint {
         let source = Identity { cluster: ClusterId(1), term: 1, applied: 1 };
-        Checkpoint { counter: 1, position, source, config: Config::whole(), policy: Policy::default() }
+        let config = Config::whole();
+        Checkpoint { counter: 1, position, source, config, policy: Policy::default(), looked: 0 }
     }
 
     fn entry(key: &str, value: &str, modified: i64) -> Entry {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::config::{AgentConfig, Credentials, Fence, LeasePolicy, Site};
+use super::config::{AgentConfig, Credentials, Fence, ForeignWrites, LeasePolicy, Site};
 use super::status::{Problem, ProblemReason};
 use crate::mirror::authorize::Writers;
 use crate::mirror::config::{Config, Leases, Limits, MirrorId, Policy};
@@ -40,6 +40,7 @@ pub fn order(config: &AgentConfig, resync: bool) -> Result<Order, Problem> {
             mode: Mode::Follow,
             ran: false,
             active: Some(source.name.clone()),
+            repair: config.foreign_writes == ForeignWrites::Repair,
         },
         source: access(source),
         target: access(target),

@@ -15,7 +15,7 @@ use super::status::{AgentStatus, Problem, ProblemReason, SwitchResult, Verificat
 use super::tell::{self, Known};
 use crate::mirror::checkpoint::Site;
 use crate::mirror::config::MirrorId;
-use crate::mirror::connect::{Access, Connection};
+use crate::mirror::connect::{Access, reach};
 use crate::mirror::run::{Board, Ended, Order, Report, run};
 use crate::mirror::stop::Stop;
 use crate::mirror::verify::{Verdict, verify};
@@ -75,6 +75,7 @@ impl Agent {
     pub fn status(&self) -> AgentStatus {
         let report = self.board.read().clone();
         let mut state = self.state();
+        state.known.resynced(report.view.as_ref().and_then(|view| view.resynced), Timestamp::now());
         state.known.synced |= report.view.as_ref().is_some_and(|view| view.synced);
         tell::status(&state.config, &report, &state.known, Instant::now())
     }
@@ -295,7 +296,7 @@ pub(super) async fn records(config: &AgentConfig) -> [Option<Record>; 2] {
 /// What one side's own keys say, within a few seconds.
 pub(super) async fn record(access: &Access, id: &MirrorId) -> Option<Record> {
     let read = async {
-        let client = Connection::default().client(access, 0).await.ok()?;
+        let client = reach(access).await.ok()?;
         let keys = ["site", "fence"].map(|name| TxnOp::get(id.key(name), None));
         let answer = client.kv_client().txn(Txn::new().and_then(keys)).await.ok()?;
         let values = answer.op_responses().into_iter().map(|result| match result {

@@ -32,7 +32,7 @@ use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, Txn, TxnOp};
 use crate::etcd::ClusterId;
 use crate::mirror::checkpoint::{Area, Checkpoint, Identity, Owner, Position, Role, Scan, Site, SiteRole};
 use crate::mirror::config::{Config, MirrorId, Policy};
-use crate::mirror::connect::{Access, Connection, told};
+use crate::mirror::connect::{Access, reach, told_of};
 use crate::mirror::keyspace::{Fate, Side};
 use crate::mirror::machine::Own;
 use crate::mirror::promote::grace;
@@ -237,6 +237,8 @@ fn follows(pair: &Pair, own: &Own, (site, next): (&Stored, &Site), source: Ident
         source,
         config: pair.back.clone(),
         policy: Policy::default(),
+        // What the switch itself writes there is nobody's.
+        looked: 0,
     };
     let owner = Owner { epoch: epoch(), role: Role::Agent };
     let key = |name: &str| pair.id.key(name);
@@ -281,7 +283,7 @@ async fn identity(client: &Client, pair: &Pair) -> Result<Identity, SwitchError>
 }
 
 pub(super) async fn client(access: &Access) -> Result<Client, SwitchError> {
-    Connection::default().client(access, 0).await.map_err(|error| SwitchError(error.to_string()))
+    reach(access).await.map_err(|error| SwitchError(error.to_string()))
 }
 
 pub(super) async fn own(client: &Client, access: &Access, id: &MirrorId) -> Result<Own, SwitchError> {
@@ -294,7 +296,7 @@ async fn timed<T>(step: impl Future<Output = Result<T, SwitchError>>) -> Result<
 }
 
 pub(super) fn said(access: &Access) -> impl Fn(Error) -> SwitchError {
-    |error| SwitchError(told(access, 0, &error))
+    |error| SwitchError(told_of(access, &error))
 }
 
 fn parsed(site: &Stored) -> Result<Site, SwitchError> {

@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::config::{AgentConfig, RunState};
+use super::config::{AgentConfig, ForeignWrites, RunState};
 use super::order::sites;
 use super::status::{
-    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Scan, SiteSeen, Switch, Verification,
+    AgentPhase, AgentStatus, Counters, Problem, ProblemReason, Resync, Scan, SiteSeen, Switch, Verification,
     WaitingPlan,
 };
 use crate::mirror::checkpoint::SiteRole;
-use crate::mirror::machine::View;
+use crate::mirror::machine::{Resynced, View};
 use crate::mirror::resync::Counts;
 use crate::mirror::run::{Report, Trouble};
 use crate::mirror::stop::Stop;
+use crate::mirror::text::shown;
 
 /// So long a side may be silent before it is a problem: a leader is elected, a member is restarted.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,6 +33,8 @@ pub struct Known {
     pub recorded: Option<String>,
     /// The last comparison of both sides.
     pub verification: Option<Verification>,
+    /// The last resync, as the engine told it and as it is told.
+    pub resync: Option<(Resynced, Resync)>,
     /// The target was equal to the source once.
     pub synced: bool,
     /// The sites are being switched.
@@ -43,6 +46,16 @@ pub struct Known {
 }
 
 impl Known {
+    /// Takes what the engine says of its last resync, which it tells again and again.
+    pub fn resynced(&mut self, resynced: Option<Resynced>, now: Timestamp) {
+        let Some(resynced) = resynced else { return };
+        if self.resync.as_ref().is_none_or(|(known, _)| *known != resynced) {
+            let Resynced { why, operations, deletes, .. } = resynced;
+            let puts = operations.saturating_sub(deletes);
+            self.resync = Some((resynced, Resync { reason: why.to_owned(), puts, deletes, time: now }));
+        }
+    }
+
     /// The file as it is carried out: from the site that etcd's records call active.
     pub fn carried_out(&self, config: &AgentConfig) -> AgentConfig {
         let active = self.recorded.clone().unwrap_or_else(|| config.active.clone());
@@ -58,11 +71,12 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
         fingerprint: config.fingerprint.clone(),
         started_at: known.started_at,
         phase: phase(config, report, known.switching, problem.is_some()),
-        problem: problem.or_else(|| known.notice.clone()),
+        problem: problem.or_else(|| known.notice.clone()).or_else(|| foreign(config, report)),
         active: known.recorded.clone(),
         switch: known.switch.clone(),
         initial_sync_done: known.synced,
         verification: known.verification.clone(),
+        last_resync: known.resync.as_ref().map(|(_, resync)| resync.clone()),
         plan: known.plan.clone().or_else(|| report.stopped.as_ref().and_then(plan)),
         // While a site waits for a person nobody asks them again and again.
         sites: if known.plan.is_some() { Vec::new() } else { seen(config, report) },
@@ -111,7 +125,7 @@ fn numbers(status: &mut AgentStatus, config: &AgentConfig, report: &Report, view
         ignored: view.stats.ignored,
         bytes: view.stats.bytes,
         resyncs: view.stats.scans,
-        foreign_writes: 0,
+        foreign_writes: view.stats.foreign,
     };
     if let (Some(site), Ok((source, target))) = (&view.site, sites(config)) {
         status.term = Some(site.term);
@@ -154,6 +168,32 @@ fn standing(config: &AgentConfig, report: &Report, now: Instant) -> Option<Probl
     };
     lasting(&report.source_problem, ProblemReason::SourceUnreachable)
         .or_else(|| lasting(&report.target_problem, ProblemReason::TargetUnreachable))
+}
+
+/// Somebody else writes where only the mirror may. It copies on.
+fn foreign(config: &AgentConfig, report: &Report) -> Option<Problem> {
+    let standing = &report.view.as_ref()?.foreign;
+    if standing.writes == 0 {
+        return None;
+    }
+    let (_, target) = sites(config).ok()?;
+    let keys: Vec<String> = standing.keys.iter().map(|key| shown(key)).collect();
+    let next = match config.foreign_writes {
+        ForeignWrites::Report => {
+            "They stay until the source changes the same keys. Find the writer, then let it be made as the source is, by a              resync, or set foreignWrites: Repair"
+        }
+        ForeignWrites::Repair => {
+            "A scan makes them as the source has them, at most one a minute. Find the writer"
+        }
+    };
+    Some(Problem {
+        reason: ProblemReason::ForeignWrites,
+        message: format!(
+            "Somebody else has written to mirrored keys of {}, which only this mirror may write, among them {}. {next}.",
+            target.name,
+            keys.join(", ")
+        ),
+    })
 }
 
 /// What etcd, or TLS, says when it is there and does not want us.

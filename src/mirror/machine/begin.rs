@@ -182,6 +182,7 @@ impl Machine {
             source: source.unwrap_or(Identity { cluster: ClusterId(0), term: 0, applied: 0 }),
             config: self.settings.config.clone(),
             policy: self.policy,
+            looked: 0,
         }
     }
 
@@ -219,7 +220,7 @@ impl Machine {
             return self.ask(Asked::Own, Command::ReadOwn);
         };
         match Checkpoint::parse(&stored.value) {
-            Ok(checkpoint) => self.run_from(checkpoint, stored),
+            Ok(checkpoint) => self.run_from(checkpoint, stored, answer.revision),
             Err(problem) => {
                 let key = shown(&self.settings.id.key("checkpoint"));
                 self.stop(Stop::Unreadable { key, problem: problem.to_string() });
@@ -227,8 +228,10 @@ impl Machine {
         }
     }
 
-    /// Goes on from a checkpoint.
-    pub(super) fn run_from(&mut self, checkpoint: Checkpoint, stored: Stored) {
+    /// Goes on from a checkpoint, at a revision of the target.
+    pub(super) fn run_from(&mut self, checkpoint: Checkpoint, stored: Stored, revision: i64) {
+        // Before a checkpoint that says so, nobody looked.
+        self.foreign.begin(if checkpoint.looked > 0 { checkpoint.looked } else { revision }, revision);
         let other = self.sample.as_ref().and_then(|sample| undercut(floor(&checkpoint), sample));
         self.policy = self.settings.policy.unwrap_or(checkpoint.policy);
         let changed = checkpoint.config != self.settings.config;
@@ -249,7 +252,12 @@ impl Machine {
             scan.written.push(stored.modified);
         }
         if changed || other.is_some() || self.settings.resync {
-            self.scan_anew(&old, counter + 1);
+            let why = match (&other, changed) {
+                (Some(_), _) => "another source, or an older one, was approved",
+                (None, true) => "mappings, patterns or leases were changed",
+                (None, false) => "it was asked for",
+            };
+            self.scan_anew(&old, counter + 1, why);
         }
         if approved && let Position::First(scan) | Position::Resync(scan) = &mut self.position {
             scan.approved = true;
@@ -271,9 +279,11 @@ impl Machine {
     }
 
     /// Begins a scan under the present configuration; `old` is the one that the position speaks of.
-    pub(super) fn scan_anew(&mut self, old: &Config, began: u64) {
+    pub(super) fn scan_anew(&mut self, old: &Config, began: u64, why: &'static str) {
         self.stats.scans += 1;
+        self.scanning = (why, self.stats);
         self.scan.forget();
+        self.foreign.scan_begins();
         self.drop_waiting();
         self.position = match &self.position {
             Position::Stream { .. } => {

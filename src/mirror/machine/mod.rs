@@ -1,8 +1,8 @@
 //! The engine as a state machine: events in, commands out. It knows no clock, no connection and no randomness, so the
 //! tests run this very code against a model of etcd, with every answer late, lost or repeated.
 //!
-//! One request to the target is under way at a time ([`Asked`]). A write whose answer was lost is never repeated
-//! blindly: the keys of the mirror are read, and say whether it was done.
+//! One request to the target is under way at a time ([`Asked`]), beside reads of the pages that a scan needs next. A
+//! write whose answer was lost is never repeated blindly: the keys of the mirror are read, and say whether it was done.
 //!
 //! ```text
 //! own keys ─► sample of the source ─► take over ─► scan ──► stream
@@ -11,6 +11,7 @@
 //! ```
 
 mod begin;
+mod foreign;
 mod pages;
 mod source;
 mod stream;
@@ -18,6 +19,7 @@ mod target;
 
 use std::collections::VecDeque;
 
+pub use foreign::{KEYS, Look, Standing};
 pub use source::progress_is_exact;
 
 use super::assembler::{Assembler, Canceled, Response};
@@ -53,6 +55,8 @@ pub struct Settings {
     pub ran: bool,
     /// The name of the source among the sites of a pair; absent: a mirror that knows no sites.
     pub active: Option<String>,
+    /// Others' writes to the mirrored part of the target are made good.
+    pub repair: bool,
 }
 
 /// How far to go.
@@ -73,10 +77,19 @@ pub enum Command {
     ReadOwn,
     /// Send a transaction to the target: [`Event::Committed`].
     Commit(Transaction),
-    /// Read part of the target, linearizably: [`Event::TargetPage`].
-    ReadTarget(Span, usize),
+    /// Read part of the target, linearizably: [`Event::TargetPage`] of this number, or that there is none.
+    ReadTarget(u64, Span, usize),
     /// Count the keys of the mapped part of the target: [`Event::TargetCount`].
     CountTarget,
+    /// Find others' writes in these revisions of the target: [`Event::Looked`] of this number, or that nobody knows.
+    Look {
+        /// Tells its answer from that of an older one.
+        number: u64,
+        /// First revision.
+        from: i64,
+        /// Last revision.
+        through: i64,
+    },
     /// See to it that the parking lease exists: [`Event::Parked`].
     Park,
     /// A linearizable read of the source and then its status, on one connection: [`Event::Sample`].
@@ -115,9 +128,17 @@ pub enum Event {
     /// A request to the target has no answer; it may have been done, or may yet be.
     TargetSilent,
     /// Part of the target.
-    TargetPage(Page),
+    TargetPage(u64, Page),
+    /// A page of the target was larger than a message may be.
+    TargetPageTooLarge(u64),
+    /// A page of the target does not come.
+    TargetPageLost(u64),
     /// How many keys the target has in the mapped part.
     TargetCount(u64),
+    /// What others have written there.
+    Looked(u64, Look),
+    /// What others have written there is not known yet.
+    LookLost(u64),
     /// The parking lease exists.
     Parked,
     /// What the source is now.
@@ -149,8 +170,6 @@ pub enum Refusal {
     TooLarge,
     /// The parking lease does not exist.
     NoLease,
-    /// The answer was larger than a message may be.
-    AnswerTooLarge,
 }
 
 /// The mirror's own keys in the target.
@@ -158,6 +177,8 @@ pub enum Refusal {
 pub struct Own {
     /// Which cluster the target is.
     pub cluster: u64,
+    /// Its revision as they were read.
+    pub revision: i64,
     /// Who may write.
     pub owner: Option<Stored>,
     /// How far it has come.
@@ -192,14 +213,12 @@ pub enum SeenSite {
     Value(Vec<u8>),
 }
 
-/// A request to the target that is under way.
+/// A request to the target that is under way, beside those for pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Asked {
     Own,
     Take,
     Data,
-    /// What the target has where this page of the source is.
-    Page(u64),
     Count,
     Park,
 }
@@ -321,6 +340,10 @@ pub struct Machine {
     goal: Option<i64>,
     ticks: u32,
     scan: pages::Pages,
+    foreign: foreign::Foreign,
+    /// Why the scan began; what had been done by then.
+    scanning: (&'static str, Stats),
+    resynced: Option<Resynced>,
     counts: Counts,
     commands: Vec<Command>,
     stats: Stats,
@@ -347,6 +370,21 @@ pub struct Stats {
     pub scans: u64,
     /// Watches that were opened.
     pub watches: u64,
+    /// Others' changes of mirrored keys in the target.
+    pub foreign: u64,
+}
+
+/// A resync, from its beginning in this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resynced {
+    /// Tells it from the one before.
+    pub number: u64,
+    /// Why, in words.
+    pub why: &'static str,
+    /// Changes that it wrote.
+    pub operations: u64,
+    /// Of these, deletes.
+    pub deletes: u64,
 }
 
 /// What can be seen from outside.
@@ -370,6 +408,12 @@ pub struct View {
     pub site: Option<Site>,
     /// By the checkpoint the target was equal to the source once.
     pub synced: bool,
+    /// Others' writes to the mirrored part of the target that stand.
+    pub foreign: Standing,
+    /// No revision of the target is known of that was not looked at.
+    pub looked: bool,
+    /// The last resync that has ended.
+    pub resynced: Option<Resynced>,
 }
 
 impl Machine {
@@ -406,6 +450,9 @@ impl Machine {
             goal: None,
             ticks: 0,
             scan: pages::Pages::default(),
+            foreign: foreign::Foreign::default(),
+            scanning: ("an earlier run had begun it", Stats::default()),
+            resynced: None,
             counts: Counts::default(),
             commands: Vec::new(),
             stats: Stats::default(),
@@ -459,6 +506,9 @@ impl Machine {
                 .stored
                 .as_ref()
                 .is_some_and(|(checkpoint, _)| !matches!(checkpoint.position, Position::First(_))),
+            foreign: self.foreign.standing(),
+            looked: self.foreign.is_up_to_date(),
+            resynced: self.resynced,
         }
     }
 
@@ -468,8 +518,12 @@ impl Machine {
             Event::Committed(answer) => self.on_committed(&answer),
             Event::Refused(refusal) => self.on_refused(refusal),
             Event::TargetSilent => self.on_target_silent(),
-            Event::TargetPage(page) => self.on_target_page(&page),
+            Event::TargetPage(number, page) => self.on_target_page(number, page),
+            Event::TargetPageTooLarge(number) => self.on_target_page_too_large(number),
+            Event::TargetPageLost(number) => self.on_target_page_lost(number),
             Event::TargetCount(count) => self.on_target_count(count),
+            Event::Looked(number, look) => self.on_looked(number, look),
+            Event::LookLost(number) => self.on_look_lost(number),
             Event::Parked => self.on_parked(),
             Event::Sample(sample) => self.on_sample(sample),
             Event::SourcePage(number, page) => self.on_source_page(number, page),
@@ -492,6 +546,10 @@ impl Machine {
         self.go_on_at_source();
         if self.asked.is_none() {
             self.go_on_at_target();
+        }
+        self.ask_target_pages();
+        if self.stage == Stage::Running {
+            self.look_at_gap();
         }
     }
 

@@ -5,6 +5,9 @@
 //! for the page has them, or a later page will. Then the page's differences are done. So nothing is pinned in the
 //! source, nothing is kept in memory but two pages, and the end is exact: it is P of the last page.
 //!
+//! While a page is written the next one is read on both sides. What the target has of it cannot change by that: no two
+//! pages share a key, and nobody else may write there.
+//!
 //! Keys that the target lacks, and that no mirror has written, are added only if they are still missing. Whether they
 //! were is known by the answer. Until then the cursor stays.
 
@@ -77,22 +80,23 @@ struct Held {
     revision: i64,
     /// Nothing comes after it.
     last: bool,
-    /// All of it has been compared.
-    compared: bool,
+    there: There,
+}
+
+/// What the target has where a page of the source is.
+#[derive(Clone, Debug)]
+enum There {
+    Unknown,
+    Asked,
+    Known(Page),
+    /// It was compared with the page, to its end.
+    Compared,
 }
 
 impl Pages {
     /// Begins anew at the cursor.
     pub(super) fn forget(&mut self) {
         *self = Self { number: self.number, keys: self.keys, ..Self::default() };
-    }
-
-    /// Smaller pages.
-    pub(super) fn shrink(&mut self) {
-        self.keys = (self.keys / 4).max(1);
-        let keys = self.keys;
-        self.forget();
-        self.keys = keys;
     }
 
     /// As many keys as fit a page of the usual size.
@@ -145,7 +149,7 @@ impl Machine {
             entries: page.entries.into(),
             revision: page.revision,
             last,
-            compared: false,
+            there: There::Unknown,
         };
         if self.scan.page.is_none() { self.scan.page = Some(held) } else { self.scan.next = Some(held) }
     }
@@ -174,7 +178,7 @@ impl Machine {
             }
             return;
         };
-        let (number, place, revision, span) = (page.number, page.place, page.revision, page.span.clone());
+        let revision = page.revision;
         if self.stage == Stage::Running {
             if self.scan.target_keys.is_none() {
                 return self.ask(Asked::Count, Command::CountTarget);
@@ -183,8 +187,49 @@ impl Machine {
                 return;
             }
         }
-        let Some(there) = self.keyspace.opposite(place, &span, Side::Source) else { return };
-        self.ask(Asked::Page(number), Command::ReadTarget(there, self.scan.keys.max(1)));
+        self.compare_page();
+    }
+
+    /// Asks the target for what it has where the pages in hand are.
+    pub(super) fn ask_target_pages(&mut self) {
+        if !matches!(self.stage, Stage::Running | Stage::Counting(_)) {
+            return;
+        }
+        let keys = self.scan.keys.max(1);
+        for page in [&mut self.scan.page, &mut self.scan.next].into_iter().flatten() {
+            if matches!(page.there, There::Unknown)
+                && let Some(there) = self.keyspace.opposite(page.place, &page.span, Side::Source)
+            {
+                page.there = There::Asked;
+                self.commands.push(Command::ReadTarget(page.number, there, keys));
+            }
+        }
+    }
+
+    /// The page that waits for what the target has there.
+    fn asking(&mut self, number: u64) -> Option<&mut Held> {
+        let pages = [&mut self.scan.page, &mut self.scan.next];
+        pages.into_iter().flatten().find(|page| page.number == number && matches!(page.there, There::Asked))
+    }
+
+    pub(super) fn on_target_page(&mut self, number: u64, page: Page) {
+        if let Some(held) = self.asking(number) {
+            held.there = There::Known(page);
+        }
+    }
+
+    pub(super) fn on_target_page_lost(&mut self, number: u64) {
+        if let Some(held) = self.asking(number) {
+            held.there = There::Unknown;
+        }
+    }
+
+    /// It is asked for again, in smaller parts.
+    pub(super) fn on_target_page_too_large(&mut self, number: u64) {
+        if let Some(held) = self.asking(number) {
+            held.there = There::Unknown;
+            self.scan.keys = (self.scan.keys / 4).max(1);
+        }
     }
 
     /// Does what happened up to the page's revision to keys before the cursor; `false`: it is not done yet.
@@ -243,13 +288,13 @@ impl Machine {
         }
     }
 
-    /// The target's part of the page has come.
-    pub(super) fn compare_with(&mut self, number: u64, there: &Page) {
-        let (Some(scan), Some(mut page)) =
-            (self.position.scan().cloned(), self.scan.page.take_if(|page| page.number == number))
-        else {
+    /// Compares the page with the target's part of it, once that has come.
+    fn compare_page(&mut self) {
+        let Some(scan) = self.position.scan().cloned() else { return };
+        let Some(mut page) = self.scan.page.take_if(|page| matches!(page.there, There::Known(_))) else {
             return;
         };
+        let There::Known(there) = std::mem::replace(&mut page.there, There::Compared) else { return };
         let bound = match there.entries.last().filter(|_| there.more) {
             Some(last) => {
                 let part = Span { start: vec![0], end: Some(next_key(&last.key)) };
@@ -268,8 +313,8 @@ impl Machine {
         self.counts.add(&compared.differing);
         let end = page.last && !there.more;
         let bound_after = if end { Bound::End } else { Bound::Key(bound.clone().unwrap_or_default()) };
-        page.compared = !there.more;
         if there.more {
+            page.there = There::Unknown;
             page.span.start = bound.unwrap_or_default();
         }
         self.scan.page = Some(page);
@@ -278,7 +323,7 @@ impl Machine {
                 Ok(pending) => {
                     self.scan.pending = pending;
                     self.scan.bound = Some(bound_after);
-                    return;
+                    return self.write_page(&scan);
                 }
                 Err(why) => self.count(why),
             }
@@ -367,7 +412,7 @@ impl Machine {
             Bound::End => self.finish(Vec::new(), scan.revision, Effect::Moved),
             Bound::Key(key) => {
                 self.scan.bound = None;
-                self.scan.page.take_if(|page| page.compared);
+                self.drop_compared();
                 if let Position::First(scan) | Position::Resync(scan) = &mut self.position {
                     scan.cursor = Some(key.clone());
                     // Now the cursor says so.
@@ -379,18 +424,23 @@ impl Machine {
         }
     }
 
+    fn drop_compared(&mut self) {
+        self.scan.page.take_if(|page| matches!(page.there, There::Compared));
+    }
+
     fn finish(&mut self, ops: Vec<Op>, revision: i64, effect: Effect) {
         self.commit(ops, Position::Stream { revision, offset: 0 }, effect);
     }
 
     /// Goes on counting, or stops with what was counted.
     fn counted_through(&mut self, bound: Bound) {
-        self.scan.page.take_if(|page| page.compared);
+        self.drop_compared();
         match bound {
             Bound::Key(key) => {
                 if let Position::First(scan) | Position::Resync(scan) = &mut self.position {
                     scan.cursor = Some(key);
                 }
+                self.go_on_with_pages();
             }
             Bound::End => {
                 let Stage::Counting(why) = self.stage.clone() else { return };

@@ -4,10 +4,9 @@
 //! before. (I3) it compares the owner, too. (I6) after silence nothing is sent before the checkpoint was read, and then
 //! the very same transaction or none.
 
-use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Stage, Stop};
+use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Resynced, Stage, Stop};
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
-use crate::mirror::resync::Page;
 use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Node, Op, Stored, Transaction, nest};
 
 impl Machine {
@@ -16,9 +15,12 @@ impl Machine {
             Stage::Looking | Stage::Taking | Stage::Over => {}
             Stage::Counting(_) => self.go_on_with_pages(),
             Stage::Running => {
-                if std::mem::take(&mut self.compacted) {
+                let gone = std::mem::take(&mut self.compacted);
+                if gone || self.repairs() {
+                    let why =
+                        if gone { "history of the source was gone" } else { "others wrote to the target" };
                     let (config, began) = (self.settings.config.clone(), self.counter() + 1);
-                    self.scan_anew(&config, began);
+                    self.scan_anew(&config, began, why);
                 }
                 if self.position.scan().is_some() { self.go_on_with_pages() } else { self.go_on_streaming() }
             }
@@ -41,6 +43,7 @@ impl Machine {
             source: sample.identity,
             config: self.settings.config.clone(),
             policy: self.policy,
+            looked: self.foreign.clean(),
         };
         let value = next.text();
         let (owner, checkpoint) = (self.settings.id.key("owner"), self.settings.id.key("checkpoint"));
@@ -127,6 +130,7 @@ impl Machine {
     /// The transaction under way was done, at this revision of the target. `None`: its answer was lost.
     fn landed(&mut self, answer: Option<&Answer>, revision: i64) {
         let Some(flight) = self.flight.take() else { return };
+        self.foreign.wrote(revision);
         self.stats.transactions += 1;
         self.stats.operations += flight.size.0 as u64;
         self.stats.bytes += flight.size.1 as u64;
@@ -137,6 +141,8 @@ impl Machine {
             self.others = false;
         }
         let position = flight.next.position.clone();
+        let (scanned, resynced) =
+            (self.position.scan().is_some(), matches!(self.position, Position::Resync(_)));
         self.stored = Some((flight.next, flight.value));
         if self.stage != Stage::Running {
             return;
@@ -160,6 +166,22 @@ impl Machine {
         if self.position.scan().is_none() {
             self.scan.forget();
         }
+        if scanned && self.position.scan().is_none() {
+            self.foreign.scan_ends();
+            if resynced {
+                self.resynced = Some(self.since_scan());
+            }
+        }
+    }
+
+    fn since_scan(&self) -> Resynced {
+        let (why, before) = self.scanning;
+        Resynced {
+            number: self.stats.scans,
+            why,
+            operations: self.stats.operations - before.operations,
+            deletes: self.stats.deletes - before.deletes,
+        }
     }
 
     pub(super) fn on_refused(&mut self, refusal: Refusal) {
@@ -175,7 +197,6 @@ impl Machine {
             }
             (Refusal::TooLarge, _) => self.shrink(flight),
             (Refusal::NoLease, _) => self.parked = false,
-            (Refusal::AnswerTooLarge, _) => self.scan.shrink(),
         }
     }
 
@@ -194,7 +215,7 @@ impl Machine {
             // Read what is known, and go on from there.
             Some(Asked::Own | Asked::Take | Asked::Data) => self.ask(Asked::Own, Command::ReadOwn),
             // Asked for again by whatever needs it.
-            Some(Asked::Page(_) | Asked::Count | Asked::Park) | None => {}
+            Some(Asked::Count | Asked::Park) | None => {}
         }
     }
 
@@ -211,13 +232,16 @@ impl Machine {
                 let parsed =
                     checkpoint.and_then(|stored| Some((Checkpoint::parse(&stored.value).ok()?, stored)));
                 if let Some((checkpoint, stored)) = parsed {
-                    return self.run_from(checkpoint, stored);
+                    return self.run_from(checkpoint, stored, own.revision);
                 }
                 self.stage = Stage::Looking;
                 self.link = Link::Down;
                 self.look(own);
             }
-            Stage::Running | Stage::Counting(_) => self.resolve(own.owner.as_ref(), own.checkpoint.as_ref()),
+            Stage::Running | Stage::Counting(_) => {
+                self.foreign.saw(own.revision);
+                self.resolve(own.owner.as_ref(), own.checkpoint.as_ref());
+            }
             Stage::Over => {}
         }
     }
@@ -234,11 +258,5 @@ impl Machine {
             self.asked = None;
             self.scan.target_keys = Some(count);
         }
-    }
-
-    pub(super) fn on_target_page(&mut self, page: &Page) {
-        let Some(Asked::Page(number)) = self.asked else { return };
-        self.asked = None;
-        self.compare_with(number, page);
     }
 }

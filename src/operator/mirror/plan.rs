@@ -19,7 +19,7 @@ use super::manifests::{
 use super::observed::{Cluster, ClusterSeen, Fields, Observed};
 use super::overlap::conflict;
 use crate::api::mirror::{
-    EtcdMirrorStatus, FenceMode, InitialSync, LeasePolicy, MirrorSite, MirrorState, SecretRef,
+    EtcdMirrorStatus, FenceMode, ForeignWrites, InitialSync, LeasePolicy, MirrorSite, MirrorState, SecretRef,
 };
 use crate::api::reason::Reason;
 use crate::etcd::flags::{CLIENT_PORT, url};
@@ -475,6 +475,10 @@ fn config(desired: &Desired, sites: [Site; 2], fence: Option<Fence>) -> AgentCon
         leases: match spec.leases {
             LeasePolicy::Strip => agent_config::LeasePolicy::Strip,
             LeasePolicy::Skip => agent_config::LeasePolicy::Skip,
+        },
+        foreign_writes: match spec.foreign_writes {
+            ForeignWrites::Report => agent_config::ForeignWrites::Report,
+            ForeignWrites::Repair => agent_config::ForeignWrites::Repair,
         },
         verify: desired.verify_every.map(|every| Verify { every_seconds: every.as_secs() }),
         limits: Limits {

@@ -5,7 +5,7 @@
 use quorate::mirror::assembler::{Response, STREAM};
 use quorate::mirror::checkpoint::Identity;
 use quorate::mirror::config::{Config, MirrorId};
-use quorate::mirror::machine::{Command, Event, Sample};
+use quorate::mirror::machine::{Command, Event, Look, Sample};
 use quorate::mirror::transaction::{Answer, Node, Transaction};
 
 use super::pair::put_of;
@@ -25,9 +25,10 @@ pub(super) enum Bug {
     NeverRewound,
     AddUnasked,
     CompactionUnseen,
+    ForeignUnseen,
 }
 
-pub(super) const ALL: [(Bug, &str); 11] = [
+pub(super) const ALL: [(Bug, &str); 12] = [
     (Bug::HeaderIsProgress, "the header of an answer with events is believed as progress"),
     (Bug::CheckpointAlone, "the checkpoint is a transaction of its own"),
     (Bug::WithinARevision, "fragments are taken for whole answers, so a batch ends within a revision"),
@@ -39,6 +40,7 @@ pub(super) const ALL: [(Bug, &str); 11] = [
     (Bug::NeverRewound, "a source that was set back is taken for the same"),
     (Bug::AddUnasked, "keys are added whether they are there or not"),
     (Bug::CompactionUnseen, "after a compaction the watch goes on at the oldest revision that is left"),
+    (Bug::ForeignUnseen, "others' writes are looked for and not found"),
 ];
 
 impl Bug {
@@ -81,6 +83,7 @@ impl Bug {
                     None => vec![Event::Watched(number, response)],
                 }
             }
+            (Self::ForeignUnseen, Event::Looked(number, _)) => vec![Event::Looked(number, Look::default())],
             (_, event) => vec![event],
         }
     }

@@ -133,18 +133,23 @@ fn exact(pair: &Pair, keyspace: &Keyspace, new: &Checkpoint) -> Result<(), Strin
     }
 }
 
+/// Whether a key of the target is as somebody else has made it.
+fn beside(pair: &Pair, target: &[u8]) -> bool {
+    pair.foreign.contains(target) || pair.meddled.contains(target)
+}
+
 /// Mirrored keys of the source at a revision.
 fn source(etcd: &Etcd, revision: i64, keyspace: &Keyspace, config: &Config, pair: &Pair) -> State {
     let kept = etcd.state_at(revision).into_iter().filter(|(key, (_, leased))| {
         let Fate::Mirrored(target) = keyspace.of_source(key) else { return false };
-        !pair.foreign.contains(&target) && (!leased || config.leases != Leases::Skip)
+        !beside(pair, &target) && (!leased || config.leases != Leases::Skip)
     });
     kept.collect()
 }
 
 /// Mirrored keys of the target, by their names in the source.
 fn target(etcd: &Etcd, keyspace: &Keyspace, pair: &Pair) -> State {
-    let kept = etcd.keys.iter().filter(|(key, _)| !pair.foreign.contains(*key));
+    let kept = etcd.keys.iter().filter(|(key, _)| !beside(pair, key));
     let named = kept.filter_map(|(key, value)| match keyspace.of_target(key) {
         Fate::Mirrored(source) => Some((source, (value.bytes.clone(), value.leased))),
         Fate::Ignored | Fate::Own | Fate::Outside | Fate::Nameless => None,
@@ -166,11 +171,14 @@ fn difference(want: &State, held: &State) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
+fn checkpoint(pair: &Pair) -> Option<Checkpoint> {
+    let stored = pair.target.stored(&MirrorId::new("default").unwrap().key("checkpoint"));
+    stored.map(|stored| Checkpoint::parse(&stored.value).unwrap())
+}
+
 /// Whether no mirror has come to this key of the target yet, and it is not there.
 pub(super) fn untouched(pair: &Pair, key: &[u8]) -> bool {
-    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
-    let begun = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
-    let position = begun.map(|checkpoint| checkpoint.position);
+    let position = checkpoint(pair).map(|checkpoint| checkpoint.position);
     let keyspace = pair.config.keyspace().unwrap();
     let Fate::Mirrored(source) = keyspace.of_target(key) else { return false };
     let before = match position {
@@ -185,20 +193,28 @@ pub(super) fn untouched(pair: &Pair, key: &[u8]) -> bool {
 
 /// The source's applied index as the checkpoint has it.
 pub(super) fn applied(pair: &Pair) -> Option<u64> {
-    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
-    let stored = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
-    stored.map(|checkpoint| checkpoint.source.applied)
+    checkpoint(pair).map(|checkpoint| checkpoint.source.applied)
 }
 
 /// Whether the first sync is over.
 pub(super) fn streams(pair: &Pair) -> bool {
-    let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
-    let stored = pair.target.stored(&checkpoint).map(|stored| Checkpoint::parse(&stored.value).unwrap());
-    stored.is_some_and(|checkpoint| matches!(checkpoint.position, Position::Stream { .. }))
+    checkpoint(pair).is_some_and(|checkpoint| matches!(checkpoint.position, Position::Stream { .. }))
 }
 
-/// In the end both sides must be alike.
-pub(super) fn end(pair: &Pair) -> Result<(), String> {
+/// Whether it is over under the configuration of today.
+pub(super) fn follows(pair: &Pair) -> bool {
+    streams(pair) && checkpoint(pair).is_some_and(|checkpoint| checkpoint.config == pair.config)
+}
+
+/// In the end both sides must be alike, whoever has meddled.
+pub(super) fn end(pair: &mut Pair) -> Result<(), String> {
+    let meddled = std::mem::take(&mut pair.meddled);
+    let alike = alike(pair);
+    pair.meddled = meddled;
+    alike
+}
+
+fn alike(pair: &Pair) -> Result<(), String> {
     let keyspace = pair.config.keyspace().unwrap();
     let want = source(&pair.source, pair.source.revision, &keyspace, &pair.config, pair);
     let held = target(&pair.target, &keyspace, pair);

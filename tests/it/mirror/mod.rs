@@ -16,7 +16,7 @@ mod server;
 use std::sync::Mutex;
 
 use quorate::mirror::config::{Config, Leases, Limits, Policy};
-use quorate::mirror::keyspace::{Mapping, Side};
+use quorate::mirror::keyspace::{Fate, Mapping, Side};
 use quorate::mirror::machine::{Event, Mode};
 use quorate::mirror::stop::Stop;
 use rand::RngExt;
@@ -55,6 +55,7 @@ struct Seen {
     scans: u64,
     streams: u64,
     splits: u64,
+    meddled: u64,
     stops: std::collections::BTreeMap<&'static str, u64>,
 }
 
@@ -91,6 +92,7 @@ fn history(seed: u64, bug: Bug) -> Report {
     if pair.chance(0.1) {
         pair.target.max_operations = 8;
     }
+    pair.repair = pair.chance(0.15);
     furnish(&mut pair);
     if pair.chance(0.5) {
         // What goes wrong with a stream needs one.
@@ -107,6 +109,7 @@ fn history(seed: u64, bug: Bug) -> Report {
         }
     }
     if pair.violation.is_none() {
+        meddle(&mut pair, &mut seen);
         pair.violation = settle(&mut pair, &mut seen).err();
     }
     (seen.lost, seen.splits) = (pair.lost, pair.divided);
@@ -150,6 +153,23 @@ fn foreign(pair: &mut Pair) {
     pair.foreign.insert(key.clone().into_bytes());
     pair.note(format!("foreign {key}"));
     put_in_target(pair, &key);
+}
+
+/// Somebody changes a mirrored key of the target, or makes or deletes one, where a scan makes it good.
+fn meddle(pair: &mut Pair, seen: &mut Seen) {
+    let (number, is_put) = (pair.below(10), pair.chance(0.5));
+    let Some(first) = pair.config.mappings.first() else { return };
+    let prefix = if first.target.is_empty() { "/a/" } else { &first.target };
+    let key = format!("{prefix}k{number}").into_bytes();
+    let mirrored = matches!(pair.config.keyspace().unwrap().of_target(&key), Fate::Mirrored(_));
+    if !pair.repair || !mirrored || !judge::follows(pair) {
+        return;
+    }
+    pair.note(format!("meddled {}", key.escape_ascii()));
+    pair.meddled.insert(key.clone());
+    let value = is_put.then(|| b"meddled".to_vec());
+    pair.target.write(vec![etcd::Happened { key, value, leased: false }]);
+    seen.meddled += 1;
 }
 
 fn write(pair: &mut Pair) {
@@ -211,6 +231,7 @@ fn act(pair: &mut Pair, seen: &mut Seen) {
         97 if pair.chance(0.2) => reconfigure(pair),
         98 if pair.chance(0.1) => restore_target(pair),
         99 if pair.chance(0.15) => foreign(pair),
+        99 if pair.chance(0.5) => meddle(pair, seen),
         _ => {
             if let Some(stop) = pair.agents[agent].over.clone() {
                 *seen.stops.entry(stop.reason()).or_default() += 1;
@@ -248,7 +269,8 @@ fn set_back(pair: &mut Pair, seen: &mut Seen) {
 fn reconfigure(pair: &mut Pair) {
     // What is nobody's business under one configuration is in the way under another.
     let own = pair.target.keys.values().any(|value| value.bytes == b"own");
-    if own || !pair.foreign.is_empty() || !judge::streams(pair) || pair.bug == Bug::IgnoredKeys {
+    let others = !pair.foreign.is_empty() || !pair.meddled.is_empty();
+    if own || others || !judge::streams(pair) || pair.bug == Bug::IgnoredKeys {
         return;
     }
     let choice = pair.below(7);
@@ -266,6 +288,7 @@ fn restore_target(pair: &mut Pair) {
         pair.note("target restored");
         pair.foreign.retain(|key| backup.keys.contains_key(key));
         pair.target = backup;
+        pair.restored += 1;
     } else {
         pair.backup = Some(pair.target.clone());
         pair.note("target saved");
@@ -354,7 +377,7 @@ fn search(seeds: std::ops::Range<u64>, bug: Bug, total: &Mutex<Seen>) -> Option<
 }
 
 fn add(total: &mut Seen, seen: &Seen) {
-    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, stops } = seen;
+    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, meddled, stops } = seen;
     total.crashes += crashes;
     total.late += late;
     total.lost += lost;
@@ -363,6 +386,7 @@ fn add(total: &mut Seen, seen: &Seen) {
     total.scans += scans;
     total.streams += streams;
     total.splits += splits;
+    total.meddled += meddled;
     for (reason, count) in stops {
         *total.stops.entry(reason).or_default() += count;
     }
@@ -398,6 +422,7 @@ fn no_history_breaks_an_invariant() {
             total.scans,
             total.streams,
             total.splits,
+            total.meddled,
         ] {
             assert!(count > 50, "something hardly happens: {total:?}");
         }

@@ -6,8 +6,8 @@ use std::collections::{BTreeSet, VecDeque};
 use quorate::mirror::assembler::{Canceled, Event as WatchEvent, Response, STREAM};
 use quorate::mirror::batch::Change;
 use quorate::mirror::config::{Config, Limits, MirrorId, Policy, claims_key};
-use quorate::mirror::keyspace::{Side, Span};
-use quorate::mirror::machine::{Command, Event, Machine, Mode, Own, Sample, SeenSite, Settings};
+use quorate::mirror::keyspace::{Fate, Side, Span};
+use quorate::mirror::machine::{Command, Event, Look, Machine, Mode, Own, Sample, SeenSite, Settings};
 use quorate::mirror::stop::Stop;
 use quorate::mirror::transaction::{Node, Transaction};
 use rand::rngs::StdRng;
@@ -69,6 +69,10 @@ pub(super) struct Pair {
     pub(super) limits: Limits,
     /// Keys of the target that no mirror has written.
     pub(super) foreign: BTreeSet<Vec<u8>>,
+    /// Mirrors make others' writes good.
+    pub(super) repair: bool,
+    /// Mirrored keys of the target that somebody else has written: anything may be in them until the end.
+    pub(super) meddled: BTreeSet<Vec<u8>>,
     pub(super) bug: Bug,
     pub(super) violation: Option<String>,
     pub(super) journal: Vec<String>,
@@ -76,6 +80,8 @@ pub(super) struct Pair {
     pub(super) frozen: bool,
     /// The target as somebody saved it.
     pub(super) backup: Option<Etcd>,
+    /// How often it was set back to that.
+    pub(super) restored: u32,
     /// How often the configuration was another one.
     pub(super) reconfigured: u32,
     /// How often an answer or a request was lost, and a revision divided.
@@ -99,11 +105,14 @@ impl Pair {
             policy: Policy::default(),
             limits: Limits { page_keys: 4, ..Limits::default() },
             foreign: BTreeSet::new(),
+            repair: false,
+            meddled: BTreeSet::new(),
             bug,
             violation: None,
             journal: Vec::new(),
             frozen: false,
             backup: None,
+            restored: 0,
             reconfigured: 0,
             lost: 0,
             divided: 0,
@@ -138,6 +147,7 @@ impl Pair {
             mode,
             ran: false,
             active: None,
+            repair: self.repair,
         };
         let keyspace = self.bug.keyspace(&self.config).keyspace().unwrap();
         let ranges = keyspace.spans(Side::Source);
@@ -205,6 +215,11 @@ impl Pair {
             match command {
                 Command::Stop(stop) => {
                     self.note(format!("stop {}", stop.reason()));
+                    let changed = matches!(*stop, Stop::CheckpointChanged | Stop::CheckpointLost);
+                    if changed && self.restored == 0 {
+                        let made_up = format!("made up: {}, and nobody has done that", stop.reason());
+                        self.violation.get_or_insert(made_up);
+                    }
                     self.agents[agent].over = Some(*stop);
                 }
                 Command::Progress => self.progress(agent),
@@ -212,6 +227,7 @@ impl Pair {
                 command @ (Command::ReadOwn
                 | Command::Commit(_)
                 | Command::ReadTarget(..)
+                | Command::Look { .. }
                 | Command::CountTarget
                 | Command::Park
                 | Command::WriteSite(_)
@@ -344,7 +360,7 @@ impl Pair {
         let request = self.agents[agent].requests.remove(at);
         if lost {
             self.note("answer lost");
-            let silent = if of_source(&request.command) { Event::SourceSilent } else { Event::TargetSilent };
+            let silent = silence(&request.command);
             return self.tell(agent, self.bug.silence(&request.command, silent));
         }
         self.tell(agent, request.answer.unwrap());
@@ -353,7 +369,7 @@ impl Pair {
     /// A request is given up; a transaction may be done later all the same.
     fn lose(&mut self, agent: usize, at: usize) {
         let request = self.agents[agent].requests.remove(at);
-        let silent = if of_source(&request.command) { Event::SourceSilent } else { Event::TargetSilent };
+        let silent = silence(&request.command);
         let silent = self.bug.silence(&request.command, silent);
         if let Command::Commit(transaction) = request.command {
             self.agents[agent].resent = Some(transaction.clone());
@@ -375,7 +391,10 @@ impl Pair {
                 }
                 answer
             }
-            Command::ReadTarget(span, limit) => Event::TargetPage(self.target.range(span, *limit)),
+            Command::ReadTarget(number, span, limit) => {
+                Event::TargetPage(*number, self.target.range(span, *limit))
+            }
+            Command::Look { number, from, through } => Event::Looked(*number, self.look(*from, *through)),
             Command::CountTarget => Event::TargetCount(self.target.keys.len() as u64),
             Command::Park => {
                 self.target.parking = true;
@@ -396,10 +415,30 @@ impl Pair {
         }
     }
 
+    /// Mirrored keys that changed without a checkpoint.
+    fn look(&self, from: i64, through: i64) -> Look {
+        let keyspace = self.config.keyspace().unwrap();
+        let checkpoint = MirrorId::new("default").unwrap().key("checkpoint");
+        let mut look = Look::default();
+        for revision in from..=through {
+            let changes = self.target.history.get(usize::try_from(revision).unwrap());
+            let changes = changes.filter(|changes| changes.iter().all(|change| change.key != checkpoint));
+            for change in changes.into_iter().flatten() {
+                if let Fate::Mirrored(_) = keyspace.of_target(&change.key) {
+                    look.writes += 1;
+                    look.first.get_or_insert(revision);
+                    look.keys.push(change.key.clone());
+                }
+            }
+        }
+        look
+    }
+
     fn own(&self) -> Own {
         let id = MirrorId::new("default").unwrap();
         Own {
             cluster: self.target.identity.cluster.0,
+            revision: self.target.revision,
             owner: self.target.stored(&id.key("owner")),
             checkpoint: self.target.stored(&id.key("checkpoint")),
             site: self.target.stored(&id.key("site")),
@@ -446,6 +485,19 @@ impl Pair {
 
 fn of_source(command: &Command) -> bool {
     matches!(command, Command::Probe { .. } | Command::ReadSource(..))
+}
+
+/// What an agent is told of a request that has no answer.
+fn silence(command: &Command) -> Event {
+    if let Command::ReadTarget(number, ..) = command {
+        Event::TargetPageLost(*number)
+    } else if let Command::Look { number, .. } = command {
+        Event::LookLost(*number)
+    } else if of_source(command) {
+        Event::SourceSilent
+    } else {
+        Event::TargetSilent
+    }
 }
 
 fn event(revision: i64, change: Happened) -> WatchEvent {

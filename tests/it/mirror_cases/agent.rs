@@ -16,6 +16,9 @@ use tempfile::TempDir;
 
 use super::{Mirror, alike, held, level};
 
+/// An endpoint that is down: of those that are given, one must not stand in the way.
+const NOBODY: &str = "http://127.0.0.1:1";
+
 /// A file of an agent, and what it says.
 pub(super) struct File {
     folder: TempDir,
@@ -162,7 +165,7 @@ async fn after_a_promotion_by_hand_nothing_is_copied_either_way() {
     let agent = Mirror::by_file(&file.path());
     level(&pair.source, &pair.target).await;
     let mut promote = Command::new(env!("CARGO_BIN_EXE_quorate"));
-    promote.args(["mirror", "promote", "--target", &pair.target.endpoints()]);
+    promote.args(["mirror", "promote", "--target", &format!("{NOBODY},{}", pair.target.endpoints())]);
     assert!(promote.output().unwrap().status.success());
     pair.source.etcd.put("/k/of the lost side", "1").await;
     let mismatch = |status: &AgentStatus| problem(status) == Some(ProblemReason::ActiveMismatch);
@@ -190,6 +193,9 @@ async fn the_sites_are_switched_and_switched_back() {
     file.change(|config| {
         config.fence = Some(Fence::Manual);
         config.active = "b".to_owned();
+        for site in &mut config.sites {
+            site.endpoints.insert(0, NOBODY.to_owned());
+        }
     });
     let follows = |active: &'static str| {
         move |status: &AgentStatus| {
@@ -247,8 +253,10 @@ async fn an_agent_that_is_told_the_other_direction_writes_nothing() {
     pair.source.etcd.put("/k/later", "1").await;
     level(&pair.source, &pair.target).await;
     file.change(|config| config.active = "a".to_owned());
-    let follows = |status: &AgentStatus| status.phase == AgentPhase::Streaming && status.problem.is_none();
-    until_it_says(&agent, "that it follows", follows).await;
+    let follows = |status: &AgentStatus| {
+        status.phase == AgentPhase::Streaming && problem(status) == Some(ProblemReason::ForeignWrites)
+    };
+    until_it_says(&agent, "that it follows, and that somebody wrote to the follower", follows).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -153,7 +153,8 @@ mod planted {
         let source = Identity { cluster: ClusterId(1), term: 2, applied: 3 };
         let position = Position::Stream { revision, offset: 0 };
         let policy = Policy::default();
-        let checkpoint = Checkpoint { counter: 1, position, source, config: Config::whole(), policy };
+        let config = Config::whole();
+        let checkpoint = Checkpoint { counter: 1, position, source, config, policy, looked: 0 };
         let key = b"/__quorate/mirror/default/checkpoint".to_vec();
         Change { revision: at, key, value: Some(checkpoint.text()) }
     }

@@ -28,6 +28,7 @@
 mod access;
 mod agent;
 mod directions;
+mod foreign;
 mod incident;
 mod judge;
 mod keys;
