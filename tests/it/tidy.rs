@@ -29,6 +29,7 @@ const VERBS: [&str; 20] = [
     "write",
     "verify",
     "promote",
+    "release",
     "switch",
 ];
 /// The edge of the program, and the file that holds the client and the only clock.

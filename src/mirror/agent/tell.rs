@@ -70,7 +70,8 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
     let mut status = AgentStatus {
         fingerprint: config.fingerprint.clone(),
         started_at: known.started_at,
-        phase: phase(config, report, known.switching, problem.is_some()),
+        // One that does not come to its end is no switch for which alerts have to be silent.
+        phase: phase(config, report, known.switching && known.problem.is_none(), problem.is_some()),
         problem: problem.or_else(|| known.notice.clone()).or_else(|| foreign(config, report)),
         active: known.recorded.clone(),
         switch: known.switch.clone(),
@@ -216,6 +217,7 @@ pub fn reason(stop: &Stop) -> ProblemReason {
         Stop::Promoted | Stop::Site(_) => ProblemReason::ActiveMismatch,
         Stop::SameCluster(_) => ProblemReason::SameCluster,
         Stop::Claimed { .. } => ProblemReason::ClaimOverlaps,
+        Stop::Circle(_) => ProblemReason::MirrorLoop,
         Stop::Unreadable { .. } | Stop::CheckpointLost | Stop::CheckpointChanged => {
             ProblemReason::CheckpointDamaged
         }
@@ -263,6 +265,7 @@ fn sentence(config: &AgentConfig, stop: &Stop) -> String {
         | Stop::Fenced
         | Stop::SameCluster(_)
         | Stop::Claimed { .. }
+        | Stop::Circle(_)
         | Stop::Unreadable { .. }
         | Stop::CheckpointLost
         | Stop::CheckpointChanged
@@ -289,6 +292,7 @@ fn plan(stop: &Stop) -> Option<WaitingPlan> {
         | Stop::Site(_)
         | Stop::SameCluster(_)
         | Stop::Claimed { .. }
+        | Stop::Circle(_)
         | Stop::Unreadable { .. }
         | Stop::CheckpointLost
         | Stop::CheckpointChanged
@@ -354,6 +358,16 @@ mod tests {
             "{}",
             problem.message
         );
+    }
+
+    #[test]
+    fn a_switch_in_which_something_is_in_the_way_is_told_as_stopped() {
+        let switching = Known { switching: true, ..Known::default() };
+        let problem =
+            Problem { reason: ProblemReason::SwitchUnfinished, message: "a does not answer".to_owned() };
+        let waits = Known { problem: Some(problem), ..switching.clone() };
+        let phase = |known: &Known| status(&config(), &Report::default(), known, Instant::now()).phase;
+        assert_eq!((phase(&switching), phase(&waits)), (AgentPhase::Switching, AgentPhase::Stopped));
     }
 
     #[test]
