@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::keyspace::{InvalidKeyspace, Keyspace, Mapping, OWN_KEYS, Side};
+use super::transaction::Lease;
 
 /// A mirror's name inside etcd: never a UID or a hash, so a re-created object is the same mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +56,27 @@ pub enum Leases {
     Strip,
     /// Not copied.
     Skip,
+    /// Copied with a lease of the same ID, which is kept alive for as long as the source has it.
+    Recreate,
+}
+
+impl Leases {
+    /// What becomes of the lease of a key that is copied; 0: it has none.
+    pub fn of(self, id: i64) -> Lease {
+        match (self, id) {
+            (_, 0) => Lease::None,
+            (Self::Recreate, id) => Lease::Same(id),
+            (Self::Strip | Self::Skip, _) => Lease::Parking,
+        }
+    }
+
+    /// Whether a key of the target has the lease that it should have; 0: none.
+    pub fn alike(self, source: i64, target: i64) -> bool {
+        match self {
+            Self::Recreate => source == target,
+            Self::Strip | Self::Skip => (source == 0) == (target == 0),
+        }
+    }
 }
 
 /// Which keys are where.

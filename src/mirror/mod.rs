@@ -34,6 +34,7 @@ mod follow;
 pub mod inspect;
 pub mod keyspace;
 pub mod lag;
+mod lease;
 pub mod machine;
 pub mod metrics;
 pub mod pace;

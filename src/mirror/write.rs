@@ -15,7 +15,7 @@ use super::connect::{Access, Connection, told};
 use super::follow::{Came, PAGE_BYTES, page_of, range, too_large};
 use super::keyspace::{Keyspace, Side, Span};
 use super::machine::{Command, Event, Own, Refusal};
-use super::transaction::{Answer, Guard, Node, Outcome, Stored, Transaction};
+use super::transaction::{Answer, Guard, Lease, Node, Outcome, Stored, Transaction};
 
 /// Above what etcd takes until it gives up (5 s + 2 elections), so that most results are known.
 const DEADLINE: Duration = Duration::from_secs(12);
@@ -114,6 +114,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
         | Command::Watch { .. }
         | Command::Progress
         | Command::WriteSite(_)
+        | Command::Lease(_)
         | Command::Stop(_) => Err(Error::InvalidArgs("not a request to the target".to_owned())),
     }
 }
@@ -163,9 +164,9 @@ fn refusal(problem: &str) -> Option<Refusal> {
     known.or_else(|| too_large(problem).then_some(Refusal::AnswerTooLarge))
 }
 
-fn txn(transaction: Transaction, lease: i64) -> Txn {
+fn txn(transaction: Transaction, parking: i64) -> Txn {
     let Transaction { when, then, otherwise } = transaction;
-    let ops = |nodes: Vec<Node>| nodes.into_iter().map(|node| op(node, lease)).collect::<Vec<_>>();
+    let ops = |nodes: Vec<Node>| nodes.into_iter().map(|node| op(node, parking)).collect::<Vec<_>>();
     let mut txn = Txn::new();
     if !when.is_empty() {
         txn = txn.when(when.into_iter().map(compare).collect::<Vec<_>>());
@@ -182,14 +183,19 @@ fn compare(guard: Guard) -> Compare {
     }
 }
 
-fn op(node: Node, lease: i64) -> TxnOp {
+fn op(node: Node, parking: i64) -> TxnOp {
     match node {
-        Node::Put { key, value, parked } => {
-            TxnOp::put(key, value, parked.then(|| PutOptions::new().with_lease(lease)))
+        Node::Put { key, value, lease } => {
+            let id = match lease {
+                Lease::None => None,
+                Lease::Parking => Some(parking),
+                Lease::Same(id) => Some(id),
+            };
+            TxnOp::put(key, value, id.map(|id| PutOptions::new().with_lease(id)))
         }
         Node::Delete(key) => TxnOp::delete(key, None),
         Node::Get(key) => TxnOp::get(key, None),
-        Node::Nested(nested) => TxnOp::txn(txn(nested, lease)),
+        Node::Nested(nested) => TxnOp::txn(txn(nested, parking)),
     }
 }
 

@@ -11,6 +11,7 @@
 //! ```
 
 mod begin;
+mod leases;
 mod pages;
 mod source;
 mod stream;
@@ -18,13 +19,14 @@ mod target;
 
 use std::collections::VecDeque;
 
+pub use leases::{LeaseAnswer, LeaseRequest};
 pub use source::progress_is_exact;
 
 use super::assembler::{Assembler, Canceled, Response};
 use super::batch::Revision;
 use super::checkpoint::{Checkpoint, Identity, Owner, Position, Role, Site};
 use super::config::{Config, Limits, MirrorId, Policy};
-use super::keyspace::{Keyspace, Span};
+use super::keyspace::{Keyspace, Side, Span};
 use super::resync::{Counts, Page};
 use super::stop::Stop;
 use super::transaction::{Answer, Stored, Transaction};
@@ -99,6 +101,8 @@ pub enum Command {
     Progress,
     /// Write the key `site` of the source, unless there is one: [`Event::Sited`].
     WriteSite(Vec<u8>),
+    /// Something about leases of both sides, beside everything else: [`Event::Lease`].
+    Lease(LeaseRequest),
     /// It is over.
     Stop(Box<Stop>),
 }
@@ -136,6 +140,8 @@ pub enum Event {
     WatchEnded(u64),
     /// The user may not watch what was to be watched.
     WatchDenied(u64),
+    /// What is known of leases now, as far as was answered, and the side that did not answer all.
+    Lease(LeaseAnswer, Option<Side>),
     /// A tenth of a second has passed.
     Tick,
 }
@@ -147,7 +153,7 @@ pub enum Refusal {
     TooManyOperations,
     /// More bytes than its `--max-request-bytes`.
     TooLarge,
-    /// The parking lease does not exist.
+    /// A lease of the transaction does not exist.
     NoLease,
     /// The answer was larger than a message may be.
     AnswerTooLarge,
@@ -296,6 +302,7 @@ pub struct Machine {
     policy: Policy,
     flight: Option<Flight>,
     parked: bool,
+    leases: leases::Ledger,
     link: Link,
     probing: Option<Floor>,
     sample: Option<Sample>,
@@ -303,7 +310,7 @@ pub struct Machine {
     assembler: Assembler,
     waiting: VecDeque<Revision>,
     waiting_bytes: usize,
-    /// History that is needed is gone.
+    /// History that is needed is gone, or keys of the target are.
     compacted: bool,
     /// Others' keys have moved the source's revision since the checkpoint was written.
     others: bool,
@@ -389,6 +396,7 @@ impl Machine {
             position: Position::Stream { revision: 0, offset: 0 },
             flight: None,
             parked: false,
+            leases: leases::Ledger::default(),
             link: Link::Down,
             probing: None,
             sample: None,
@@ -480,6 +488,7 @@ impl Machine {
             Event::WatchEnded(number) if number == self.watch => self.on_source_silent(),
             Event::WatchDenied(number) if number == self.watch => self.on_watch_denied(),
             Event::Watched(..) | Event::WatchEnded(_) | Event::WatchDenied(_) => {}
+            Event::Lease(answer, silent) => self.on_leases(answer, silent),
             Event::Tick => self.on_tick(),
         }
     }
@@ -490,9 +499,10 @@ impl Machine {
             return;
         }
         self.go_on_at_source();
-        if self.asked.is_none() {
+        if self.asked.is_none() && !self.leases.is_awaited() {
             self.go_on_at_target();
         }
+        self.go_on_with_leases();
     }
 
     fn ask(&mut self, asked: Asked, command: Command) {

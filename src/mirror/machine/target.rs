@@ -8,7 +8,7 @@ use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Stage, 
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
 use crate::mirror::resync::Page;
-use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Node, Op, Stored, Transaction, nest};
+use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Lease, Node, Op, Stored, Transaction, nest};
 
 impl Machine {
     pub(super) fn go_on_at_target(&mut self) {
@@ -16,6 +16,7 @@ impl Machine {
             Stage::Looking | Stage::Taking | Stage::Over => {}
             Stage::Counting(_) => self.go_on_with_pages(),
             Stage::Running => {
+                self.compare_if_due();
                 if std::mem::take(&mut self.compacted) {
                     let (config, began) = (self.settings.config.clone(), self.counter() + 1);
                     self.scan_anew(&config, began);
@@ -31,8 +32,11 @@ impl Machine {
 
     /// Sends changes together with the position that the target will then have.
     pub(super) fn commit(&mut self, ops: Vec<Op>, position: Position, effect: Effect) {
+        if !self.has_leases(&ops) {
+            return;
+        }
         let (Some((stored, previous)), Some(sample)) = (&self.stored, &self.sample) else { return };
-        if !self.parked && ops.iter().any(Op::parked) {
+        if !self.parked && ops.iter().any(|op| op.lease() == Lease::Parking) {
             return self.ask(Asked::Park, Command::Park);
         }
         let next = Checkpoint {
@@ -52,7 +56,7 @@ impl Machine {
         let size = (ops.len(), ops.iter().map(Op::bytes).sum());
         let deletes = ops.iter().filter(|op| matches!(op, Op::Delete(_))).count();
         let mut then = nest(ops, self.limits.level);
-        then.push(Node::Put { key: checkpoint.clone(), value: value.clone(), parked: false });
+        then.push(Node::Put { key: checkpoint.clone(), value: value.clone(), lease: Lease::None });
         let transaction =
             Transaction { when, then, otherwise: vec![Node::Get(owner), Node::Get(checkpoint)] };
         let largest = largest.unwrap_or_default();
@@ -174,7 +178,7 @@ impl Machine {
                 self.stop(Stop::ValueTooLarge { key: claims_key(), bytes: 0 });
             }
             (Refusal::TooLarge, _) => self.shrink(flight),
-            (Refusal::NoLease, _) => self.parked = false,
+            (Refusal::NoLease, _) => self.on_no_lease(flight.as_ref()),
             (Refusal::AnswerTooLarge, _) => self.scan.shrink(),
         }
     }

@@ -4,10 +4,13 @@
 
 use quorate::mirror::assembler::{Response, STREAM};
 use quorate::mirror::checkpoint::Identity;
-use quorate::mirror::config::{Config, MirrorId};
+use quorate::mirror::config::{Config, Leases, MirrorId};
+use quorate::mirror::keyspace::Fate;
 use quorate::mirror::machine::{Command, Event, Sample};
+use quorate::mirror::resync::Page;
 use quorate::mirror::transaction::{Answer, Node, Transaction};
 
+use super::etcd::Etcd;
 use super::pair::put_of;
 
 /// A way to be wrong.
@@ -25,9 +28,14 @@ pub(super) enum Bug {
     NeverRewound,
     AddUnasked,
     CompactionUnseen,
+    GrantSkipped,
+    NotKept,
+    LossUnseen,
+    ForgottenEarly,
+    LeaseOrNone,
 }
 
-pub(super) const ALL: [(Bug, &str); 11] = [
+pub(super) const ALL: [(Bug, &str); 16] = [
     (Bug::HeaderIsProgress, "the header of an answer with events is believed as progress"),
     (Bug::CheckpointAlone, "the checkpoint is a transaction of its own"),
     (Bug::WithinARevision, "fragments are taken for whole answers, so a batch ends within a revision"),
@@ -39,6 +47,11 @@ pub(super) const ALL: [(Bug, &str); 11] = [
     (Bug::NeverRewound, "a source that was set back is taken for the same"),
     (Bug::AddUnasked, "keys are added whether they are there or not"),
     (Bug::CompactionUnseen, "after a compaction the watch goes on at the oldest revision that is left"),
+    (Bug::GrantSkipped, "a lease is believed to be granted, and is not"),
+    (Bug::NotKept, "leases are not kept alive in the target"),
+    (Bug::LossUnseen, "a lease that has ended in the target is believed to live"),
+    (Bug::ForgottenEarly, "leases are forgotten although the source has them"),
+    (Bug::LeaseOrNone, "of a key's lease it is compared only whether it has one"),
 ];
 
 impl Bug {
@@ -82,6 +95,21 @@ impl Bug {
                 }
             }
             (_, event) => vec![event],
+        }
+    }
+
+    /// What it sees of leases in the target.
+    pub(super) fn leases_of(self, page: &mut Page, source: &Etcd, config: &Config) {
+        if self != Self::LeaseOrNone || config.leases != Leases::Recreate {
+            return;
+        }
+        let keyspace = config.keyspace().unwrap();
+        for entry in page.entries.iter_mut().filter(|entry| entry.lease != 0) {
+            if let Fate::Mirrored(key) = keyspace.of_target(&entry.key)
+                && let Some(value) = source.keys.get(&key).filter(|value| value.lease != 0)
+            {
+                entry.lease = value.lease;
+            }
         }
     }
 

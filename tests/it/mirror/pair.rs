@@ -7,7 +7,9 @@ use quorate::mirror::assembler::{Canceled, Event as WatchEvent, Response, STREAM
 use quorate::mirror::batch::Change;
 use quorate::mirror::config::{Config, Limits, MirrorId, Policy, claims_key};
 use quorate::mirror::keyspace::{Side, Span};
-use quorate::mirror::machine::{Command, Event, Machine, Mode, Own, Sample, SeenSite, Settings};
+use quorate::mirror::machine::{
+    Command, Event, LeaseAnswer, LeaseRequest, Machine, Mode, Own, Sample, SeenSite, Settings,
+};
 use quorate::mirror::stop::Stop;
 use quorate::mirror::transaction::{Node, Transaction};
 use rand::rngs::StdRng;
@@ -21,6 +23,8 @@ use super::judge;
 const CATCH_UP: usize = 4;
 /// Events above which an answer comes in fragments.
 const FRAGMENT: usize = 2;
+/// Seconds that a lease lives which the source does not have any more.
+const PASSING: u32 = 4;
 
 /// A watch at the source.
 struct Watch {
@@ -81,6 +85,8 @@ pub(super) struct Pair {
     /// How often an answer or a request was lost, and a revision divided.
     pub(super) lost: u64,
     pub(super) divided: u64,
+    /// How often a lease ended in the target.
+    pub(super) ended: u64,
     /// The journal has what agents hear and want.
     pub(super) verbose: bool,
     started: u64,
@@ -107,6 +113,7 @@ impl Pair {
             reconfigured: 0,
             lost: 0,
             divided: 0,
+            ended: 0,
             verbose: std::env::var_os("QUORATE_MIRROR_SEED").is_some(),
             started: 0,
         }
@@ -209,7 +216,8 @@ impl Pair {
                 }
                 Command::Progress => self.progress(agent),
                 Command::Watch { number, from, ranges } => self.watch(agent, number, from, ranges),
-                command @ (Command::ReadOwn
+                command @ (Command::Lease(_)
+                | Command::ReadOwn
                 | Command::Commit(_)
                 | Command::ReadTarget(..)
                 | Command::CountTarget
@@ -344,8 +352,7 @@ impl Pair {
         let request = self.agents[agent].requests.remove(at);
         if lost {
             self.note("answer lost");
-            let silent = if of_source(&request.command) { Event::SourceSilent } else { Event::TargetSilent };
-            return self.tell(agent, self.bug.silence(&request.command, silent));
+            return self.tell(agent, self.bug.silence(&request.command, silent(&request.command)));
         }
         self.tell(agent, request.answer.unwrap());
     }
@@ -353,8 +360,7 @@ impl Pair {
     /// A request is given up; a transaction may be done later all the same.
     fn lose(&mut self, agent: usize, at: usize) {
         let request = self.agents[agent].requests.remove(at);
-        let silent = if of_source(&request.command) { Event::SourceSilent } else { Event::TargetSilent };
-        let silent = self.bug.silence(&request.command, silent);
+        let silent = self.bug.silence(&request.command, silent(&request.command));
         if let Command::Commit(transaction) = request.command {
             self.agents[agent].resent = Some(transaction.clone());
             self.ghosts.push(transaction);
@@ -375,7 +381,12 @@ impl Pair {
                 }
                 answer
             }
-            Command::ReadTarget(span, limit) => Event::TargetPage(self.target.range(span, *limit)),
+            Command::ReadTarget(span, limit) => {
+                let mut page = self.target.range(span, *limit);
+                self.bug.leases_of(&mut page, &self.source, &self.config);
+                Event::TargetPage(page)
+            }
+            Command::Lease(request) => Event::Lease(self.lease(request), None),
             Command::CountTarget => Event::TargetCount(self.target.keys.len() as u64),
             Command::Park => {
                 self.target.parking = true;
@@ -394,6 +405,50 @@ impl Pair {
                 unreachable!("not a request")
             }
         }
+    }
+
+    /// A request about leases is carried out.
+    fn lease(&mut self, request: &LeaseRequest) -> LeaseAnswer {
+        let renewed = |target: &mut Etcd, id: i64| (id, i64::from(target.renew(id)));
+        match request {
+            LeaseRequest::Grant(ids) => {
+                if self.bug != Bug::GrantSkipped {
+                    for id in ids {
+                        let seconds = self.source.leases.get(id).map_or(PASSING, |lease| lease.seconds);
+                        self.target.grant(*id, seconds);
+                    }
+                    return LeaseAnswer::Granted(
+                        ids.iter().map(|id| renewed(&mut self.target, *id)).collect(),
+                    );
+                }
+                LeaseAnswer::Granted(ids.iter().map(|id| (*id, 60)).collect())
+            }
+            LeaseRequest::Keep(ids) => {
+                let mut kept: Vec<(i64, i64)> = Vec::new();
+                for (id, _) in ids {
+                    let ends = self.bug == Bug::NotKept;
+                    kept.push(if ends { (*id, 60) } else { renewed(&mut self.target, *id) });
+                }
+                if self.bug == Bug::LossUnseen {
+                    kept.iter_mut().for_each(|(_, seconds)| *seconds = (*seconds).max(2));
+                }
+                LeaseAnswer::Kept(kept)
+            }
+            LeaseRequest::Look(ids) => {
+                let forgets = self.bug == Bug::ForgottenEarly;
+                let gone = ids.iter().filter(|id| forgets || !self.source.leases.contains_key(id));
+                LeaseAnswer::Looked(gone.copied().collect(), self.source.revision)
+            }
+        }
+    }
+
+    /// A tenth of a second passes: of an agent, and of leases of the target. Those of the source have owners.
+    pub(super) fn tick(&mut self, agent: usize) {
+        for id in self.target.age() {
+            self.note(format!("lease {id} ends in the target"));
+            self.ended += 1;
+        }
+        self.tell(agent, Event::Tick);
     }
 
     fn own(&self) -> Own {
@@ -429,11 +484,11 @@ impl Pair {
     }
 
     /// Somebody writes to the source.
-    pub(super) fn write(&mut self, changes: Vec<(String, Option<String>, bool)>) {
-        let changes = changes.into_iter().map(|(key, value, leased)| Happened {
+    pub(super) fn write(&mut self, changes: Vec<(String, Option<String>, i64)>) {
+        let changes = changes.into_iter().map(|(key, value, lease)| Happened {
             key: key.into_bytes(),
             value: value.map(String::into_bytes),
-            leased,
+            lease,
         });
         self.source.write(changes.collect());
     }
@@ -449,8 +504,21 @@ fn of_source(command: &Command) -> bool {
 }
 
 fn event(revision: i64, change: Happened) -> WatchEvent {
-    let Happened { key, value, leased } = change;
-    WatchEvent { revision, change: Change { key, value, leased } }
+    let Happened { key, value, lease } = change;
+    WatchEvent { revision, change: Change { key, value, lease } }
+}
+
+/// What comes of a request without an answer.
+fn silent(command: &Command) -> Event {
+    if let Command::Lease(request) = command {
+        let (answer, side) = match request {
+            LeaseRequest::Grant(_) => (LeaseAnswer::Granted(Vec::new()), Side::Source),
+            LeaseRequest::Keep(_) => (LeaseAnswer::Kept(Vec::new()), Side::Target),
+            LeaseRequest::Look(_) => (LeaseAnswer::Looked(Vec::new(), 0), Side::Source),
+        };
+        return Event::Lease(answer, Some(side));
+    }
+    if of_source(command) { Event::SourceSilent } else { Event::TargetSilent }
 }
 
 /// A transaction as the journal has it.
