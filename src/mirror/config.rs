@@ -70,11 +70,12 @@ impl Leases {
         }
     }
 
-    /// Whether a key of the target has the lease that it should have; 0: none.
-    pub fn alike(self, source: i64, target: i64) -> bool {
-        match self {
-            Self::Recreate => source == target,
-            Self::Strip | Self::Skip => (source == 0) == (target == 0),
+    /// The lease that a copy of a key has, by that of the key; 0: none.
+    pub fn of_copy(self, id: i64, parking: i64) -> i64 {
+        match self.of(id) {
+            Lease::None => 0,
+            Lease::Parking => parking,
+            Lease::Same(id) => id,
         }
     }
 }

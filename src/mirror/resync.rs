@@ -89,10 +89,11 @@ impl Counts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nameless(pub Vec<u8>);
 
-/// Compares what both sides have in the same span. Both in order; target names are turned back.
+/// Compares what both sides have in the same span. Both in order; target names are turned back. `parking` is the lease of
+/// copies that have none of their own.
 pub fn compare(
     keyspace: &Keyspace,
-    leases: Leases,
+    (leases, parking): (Leases, i64),
     source: &[Entry],
     target: &[Entry],
 ) -> Result<Compared, Nameless> {
@@ -123,7 +124,7 @@ pub fn compare(
             }
             std::cmp::Ordering::Equal => {
                 if let (Some((entry, name)), Some((other, _))) = (here.take(), there.take()) {
-                    if entry.value == other.value && leases.alike(entry.lease, other.lease) {
+                    if entry.value == other.value && leases.of_copy(entry.lease, parking) == other.lease {
                         compared.equal += 1;
                         compared.keeps(leases, other.lease);
                     } else {
@@ -266,7 +267,7 @@ mod tests {
         let ignore = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         let config = Config { ignore, ignore_at: Side::Source, ..Config::whole() };
         let keyspace = config.keyspace().unwrap();
-        let compared = compare(&keyspace, Leases::Strip, &entries(source), &entries(target)).unwrap();
+        let compared = compare(&keyspace, (Leases::Strip, 1), &entries(source), &entries(target)).unwrap();
         let shown = compared.differing.iter().map(|key| {
             let sign = match key.difference {
                 Difference::Missing(_) => '+',

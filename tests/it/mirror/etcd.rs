@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate::etcd::ClusterId;
 use quorate::mirror::checkpoint::Identity;
+use quorate::mirror::config::MirrorId;
 use quorate::mirror::keyspace::Span;
 use quorate::mirror::machine::Refusal;
 use quorate::mirror::resync::{Entry, Page};
 use quorate::mirror::transaction::{Answer, Guard, Lease, Node, Outcome, Stored, Transaction};
+use quorate::mirror::write::parking_lease;
 
-/// The lease on which a mirror parks keys.
-pub(super) const PARKING: i64 = 1_000;
 /// Ticks of a second.
 const SECOND: u32 = 10;
 
@@ -210,7 +210,7 @@ impl Etcd {
                 Node::Put { key, value, lease } => {
                     let lease = match lease {
                         Lease::None => 0,
-                        Lease::Parking => PARKING,
+                        Lease::Parking => parking(),
                         Lease::Same(id) => *id,
                     };
                     changes.push(Happened { key: key.clone(), value: Some(value.clone()), lease });
@@ -247,6 +247,11 @@ impl Etcd {
             }
         }
     }
+}
+
+/// The lease on which the mirror parks keys.
+pub(super) fn parking() -> i64 {
+    parking_lease(&MirrorId::new("default").unwrap())
 }
 
 fn fill(answer: &mut Answer, transaction: &Transaction, etcd: &Etcd) {

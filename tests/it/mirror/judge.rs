@@ -7,7 +7,7 @@ use quorate::mirror::config::{Config, Leases, MirrorId};
 use quorate::mirror::keyspace::{Fate, Keyspace, OWN_KEYS};
 use quorate::mirror::resync::Owned;
 
-use super::etcd::{Etcd, PARKING};
+use super::etcd::{Etcd, parking};
 use super::pair::Pair;
 
 /// Keys by their names in the source.
@@ -148,8 +148,7 @@ fn source(etcd: &Etcd, revision: i64, keyspace: &Keyspace, config: &Config, pair
         let Fate::Mirrored(target) = keyspace.of_source(key) else { return false };
         !pair.foreign.contains(&target) && (*lease == 0 || config.leases != Leases::Skip)
     });
-    let lease = |lease: i64| if config.leases == Leases::Recreate { lease } else { lease.signum() * PARKING };
-    kept.map(|(key, (value, id))| (key, (value, lease(id)))).collect()
+    kept.map(|(key, (value, lease))| (key, (value, config.leases.of_copy(lease, parking())))).collect()
 }
 
 /// Mirrored keys of the target, by their names in the source.
