@@ -4,6 +4,7 @@
 //! another one there than it was started with scans both sides again.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::keyspace::{InvalidKeyspace, Keyspace, Mapping, OWN_KEYS, Side};
 use super::transaction::Lease;
@@ -34,6 +35,14 @@ impl MirrorId {
     /// The key of that name among this mirror's own.
     pub fn key(&self, name: &str) -> Vec<u8> {
         [OWN_KEYS, self.0.as_bytes(), b"/", name.as_bytes()].concat()
+    }
+
+    /// The lease on which this mirror parks keys that have one in the source: the same for the same name.
+    pub fn parking_lease(&self) -> i64 {
+        let hash = Sha256::digest([b"quorate parking lease ", self.0.as_bytes()].concat());
+        let id = hash.iter().take(8).fold(0_i64, |id, byte| id << 8 | i64::from(*byte));
+        // etcd's own have the sign bit clear, too; 0 is none.
+        (id & i64::MAX).max(1)
     }
 
     /// As text.

@@ -281,7 +281,7 @@ impl<'a> Turn<'a> {
                 self.tell_version(&sample.version);
             }
             Event::Refused(refusal) => {
-                tracing::info!(?refusal, "the target refused a request: smaller ones follow");
+                tracing::info!(?refusal, "the target refused a request, and gets another one");
             }
             Event::Lease(_, silent) => self.note_leases(*silent, problem),
             Event::SourcePageTooLarge(_) | Event::Sited | Event::Tick => {}

@@ -10,7 +10,7 @@ use super::follow::{PAGE_BYTES, page_of, range};
 use super::keyspace::{Keyspace, Side, Span, next_key};
 use super::resync::{Compared, Counts, Differing, Entry, Nameless, Page, compare};
 use super::text::shown;
-use super::write::{parking_lease, read_own};
+use super::write::read_own;
 
 /// Keys of a page.
 const PAGE_KEYS: usize = 1024;
@@ -113,7 +113,7 @@ async fn open(source: &Access, target: &Access, id: &MirrorId) -> Result<Both, V
         target_revision: stored.modified,
         keyspace,
         config: checkpoint.config,
-        parking: parking_lease(id),
+        parking: id.parking_lease(),
     })
 }
 

@@ -6,7 +6,6 @@ use etcd_client::{
     Client, Compare, CompareOp, Error, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
     TxnOpResponse, TxnResponse,
 };
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -86,7 +85,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
     match command {
         Command::ReadOwn => within(read_own(&client, id)).await.map(Event::Own),
         Command::Commit(transaction) => {
-            let answer = within(kv.txn(txn(transaction, parking_lease(id)))).await?;
+            let answer = within(kv.txn(txn(transaction, id.parking_lease()))).await?;
             Ok(Event::Committed(answer_of(&answer)))
         }
         Command::ReadTarget(span, keys) => {
@@ -101,7 +100,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
             Ok(Event::TargetCount(count))
         }
         Command::Park => {
-            let options = LeaseGrantOptions::new().with_id(parking_lease(id));
+            let options = LeaseGrantOptions::new().with_id(id.parking_lease());
             let granted = within(client.lease_client().grant(PARKING_SECONDS, Some(options))).await;
             match granted {
                 Err(Error::GRpcStatus(status)) if status.message().contains("lease already exists") => {}
@@ -143,14 +142,6 @@ pub async fn read_own(client: &Client, id: &MirrorId) -> Result<Own, Error> {
     let mut read = answer_of(&answer).read().into_iter();
     let mut next = || read.next().flatten();
     Ok(Own { cluster, owner: next(), checkpoint: next(), site: next(), claims: next() })
-}
-
-/// The lease on which a mirror parks keys that have one in the source: the same for the same name.
-pub fn parking_lease(id: &MirrorId) -> i64 {
-    let hash = Sha256::digest([b"quorate parking lease ", id.as_str().as_bytes()].concat());
-    let id = hash.iter().take(8).fold(0_i64, |id, byte| id << 8 | i64::from(*byte));
-    // etcd's own have the sign bit clear, too; 0 is none.
-    (id & i64::MAX).max(1)
 }
 
 fn refusal(problem: &str) -> Option<Refusal> {

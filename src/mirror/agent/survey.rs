@@ -9,7 +9,7 @@ use crate::mirror::checkpoint::Checkpoint;
 use crate::mirror::connect::Access;
 use crate::mirror::resync::Counts;
 use crate::mirror::verify::Both;
-use crate::mirror::write::{parking_lease, within};
+use crate::mirror::write::within;
 
 /// Lists what the old side of `pair`, named `site`, has that the new one, promoted in `term`, never got; and counts what
 /// a mirror the other way would write. Page by page, both sides at one revision each.
@@ -25,7 +25,7 @@ pub async fn survey(pair: &Pair, site: &str, term: u64) -> Result<(Lost, Counts)
     let revision = head(pair, &source, &pair.old).await?;
     let target_revision = head(pair, &target, &pair.new).await?;
     let config = checkpoint.config.clone();
-    let (parking, names) = (parking_lease(&pair.id), keyspace.clone());
+    let (parking, names) = (pair.id.parking_lease(), keyspace.clone());
     let both = Both { source, target, revision, target_revision, keyspace: names, config, parking };
     let begun = Lost { term, site: site.to_owned(), revision, ..Lost::default() };
     let mut search = Search::new(&keyspace, &checkpoint, owner.modified, begun);

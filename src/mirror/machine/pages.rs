@@ -17,7 +17,6 @@ use crate::mirror::config::allowed_deletes;
 use crate::mirror::keyspace::{Side, Span, next_key};
 use crate::mirror::resync::{Difference, Differing, Entry, Nameless, Owned, Page, behind, compare, remedy};
 use crate::mirror::transaction::Op;
-use crate::mirror::write::parking_lease;
 
 /// Keys of the first page: with the largest values that etcd takes by default it is still below [`PAGE_BYTES`] times
 /// a hundred, and pages soon grow or shrink to the sizes that they find.
@@ -261,7 +260,7 @@ impl Machine {
         let before = |entry: &Entry| bound.as_ref().is_none_or(|bound| entry.key < *bound);
         let upto = page.entries.iter().take_while(|entry| before(entry)).count();
         let here: Vec<Entry> = page.entries.drain(..upto).collect();
-        let leases = (self.settings.config.leases, parking_lease(&self.settings.id));
+        let leases = (self.settings.config.leases, self.settings.id.parking_lease());
         let compared = match compare(&self.keyspace, leases, &here, &there.entries) {
             Ok(compared) => compared,
             Err(Nameless(key)) => return self.stop(Stop::Nameless(key)),

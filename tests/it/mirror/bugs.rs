@@ -113,6 +113,11 @@ impl Bug {
         }
     }
 
+    /// How often an answer or a request is lost: more often where only the one that adds keys shows the bug.
+    pub(super) fn loses(self) -> f64 {
+        if self == Self::SilenceIsSuccess { 0.2 } else { 0.03 }
+    }
+
     /// What it hears when an answer is lost.
     pub(super) fn silence(self, command: &Command, silent: Event) -> Event {
         match (self, command) {

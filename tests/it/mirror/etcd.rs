@@ -13,7 +13,6 @@ use quorate::mirror::keyspace::Span;
 use quorate::mirror::machine::Refusal;
 use quorate::mirror::resync::{Entry, Page};
 use quorate::mirror::transaction::{Answer, Guard, Lease, Node, Outcome, Stored, Transaction};
-use quorate::mirror::write::parking_lease;
 
 /// Ticks of a second.
 const SECOND: u32 = 10;
@@ -251,7 +250,7 @@ impl Etcd {
 
 /// The lease on which the mirror parks keys.
 pub(super) fn parking() -> i64 {
-    parking_lease(&MirrorId::new("default").unwrap())
+    MirrorId::new("default").unwrap().parking_lease()
 }
 
 fn fill(answer: &mut Answer, transaction: &Transaction, etcd: &Etcd) {

@@ -29,7 +29,7 @@ use crate::seeds::each;
 /// Histories of `cargo test`.
 const HISTORIES: u64 = 5_000;
 /// Seeds among which each bug must be found.
-const BUG_SEEDS: u64 = 2_000;
+const BUG_SEEDS: u64 = 6_000;
 /// Acts of a history before it settles.
 const ACTS: usize = 260;
 /// Rounds in which a small first sync is done.
@@ -235,7 +235,8 @@ fn act(pair: &mut Pair, seen: &mut Seen) {
     let running = pair.agents.len();
     pair.frozen &= pair.agents.iter().any(|agent| agent.over.is_none());
     let agent = if running == 0 { 0 } else { pair.below(running) };
-    match pair.below(104) {
+    let acts = if recreates(pair) { 104 } else { 100 };
+    match pair.below(acts) {
         _ if running == 0 => drop(pair.start(Mode::Follow, None)),
         0..34 => pair.advance(agent, true),
         34..50 => pair.serve_watch(agent),
@@ -264,8 +265,8 @@ fn act(pair: &mut Pair, seen: &mut Seen) {
         97 if pair.chance(0.2) => reconfigure(pair),
         98 if pair.chance(0.1) => restore_target(pair),
         99 if pair.chance(0.15) => foreign(pair),
-        100..102 if recreates(pair) => end_lease(pair),
-        102 if recreates(pair) && pair.chance(0.3) => lose_lease(pair),
+        100..102 => end_lease(pair),
+        102 if pair.chance(0.3) => lose_lease(pair),
         _ => {
             if let Some(stop) = pair.agents[agent].over.clone() {
                 *seen.stops.entry(stop.reason()).or_default() += 1;

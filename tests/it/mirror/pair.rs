@@ -338,7 +338,8 @@ impl Pair {
             return;
         }
         let at = self.below(count);
-        let lost = faults && self.chance(0.03);
+        let often = self.bug.loses();
+        let lost = faults && self.chance(often);
         self.lost += u64::from(lost);
         if self.agents[agent].requests[at].answer.is_none() {
             if lost {
