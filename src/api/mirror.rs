@@ -173,7 +173,9 @@ pub struct EtcdMirrorSpec {
     #[serde(default)]
     pub prune: bool,
     /// What becomes of keys with a lease: Strip (they are copied and do not expire in the target; when it becomes
-    /// active they get a minute to be kept alive) or Skip (they are not copied). Default: Strip.
+    /// active they get a minute to be kept alive), Skip (they are not copied) or Recreate (they are copied with leases of
+    /// the same IDs, which the agent keeps alive for as long as those of the active site live; when the target becomes
+    /// active they end unless their owners keep them alive there). Changing it compares both sides. Default: Strip.
     #[serde(default)]
     pub leases: LeasePolicy,
     /// What becomes of others' writes to the mirrored range of the target: Report (the condition Stalled names some of
@@ -297,6 +299,8 @@ pub enum LeasePolicy {
     Strip,
     /// They are not copied.
     Skip,
+    /// They are copied, with leases of the same IDs, which live for as long as those of the active site.
+    Recreate,
 }
 
 /// What becomes of others' writes to the mirrored range of the target.

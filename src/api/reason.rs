@@ -209,6 +209,8 @@ pub enum Reason {
     TargetNoSpace,
     /// The target takes too few operations in a transaction.
     TooFewOperations,
+    /// More leases than one mirror keeps alive.
+    TooManyLeases,
     /// The checkpoint cannot be read.
     CheckpointDamaged,
     /// A resync would delete more than it may unasked.
@@ -334,6 +336,7 @@ impl Reason {
         Self::ValueTooLarge,
         Self::TargetNoSpace,
         Self::TooFewOperations,
+        Self::TooManyLeases,
         Self::CheckpointDamaged,
         Self::PruneRefused,
         Self::FenceMissing,

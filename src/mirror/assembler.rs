@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn event(revision: i64, key: &str) -> Event {
-        Event { revision, change: Change { key: key.into(), value: None, leased: false } }
+        Event { revision, change: Change { key: key.into(), value: None, lease: 0 } }
     }
 
     fn events(watcher: i64, head: i64, events: &[(i64, &str)]) -> Response {

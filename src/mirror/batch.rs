@@ -16,8 +16,8 @@ pub struct Change {
     pub key: Vec<u8>,
     /// Its new value; absent: it was deleted.
     pub value: Option<Vec<u8>>,
-    /// Whether it has a lease there.
-    pub leased: bool,
+    /// Its lease there; 0: none.
+    pub lease: i64,
 }
 
 /// A whole revision of the source, with the changes of mirrored keys in it.
@@ -54,9 +54,9 @@ impl Change {
     /// The change of the target.
     pub fn op(&self, keyspace: &Keyspace, leases: Leases) -> Option<Op> {
         let Fate::Mirrored(key) = keyspace.of_source(&self.key) else { return None };
-        let kept = self.value.as_ref().filter(|_| !self.leased || leases != Leases::Skip);
+        let kept = self.value.as_ref().filter(|_| self.lease == 0 || leases != Leases::Skip);
         Some(match kept {
-            Some(value) => Op::Put { key, value: value.clone(), parked: self.leased },
+            Some(value) => Op::Put { key, value: value.clone(), lease: leases.of(self.lease) },
             None => Op::Delete(key),
         })
     }
@@ -144,13 +144,14 @@ fn bytes<'a>(ops: impl Iterator<Item = &'a Op>) -> usize {
 mod tests {
     use super::*;
     use crate::mirror::config::Config;
+    use crate::mirror::transaction::Lease;
 
     fn put(key: &str, value: &str) -> Change {
-        Change { key: key.into(), value: Some(value.into()), leased: false }
+        Change { key: key.into(), value: Some(value.into()), lease: 0 }
     }
 
     fn delete(key: &str) -> Change {
-        Change { key: key.into(), value: None, leased: false }
+        Change { key: key.into(), value: None, lease: 0 }
     }
 
     fn waiting(revisions: &[(i64, Vec<Change>)]) -> VecDeque<Revision> {
@@ -228,10 +229,12 @@ mod tests {
     }
 
     #[test]
-    fn a_leased_key_is_parked_or_left_out() {
-        let change = Change { leased: true, ..put("a", "1") };
+    fn a_key_with_a_lease_is_parked_or_left_out_or_gets_the_same_one() {
+        let change = Change { lease: 7, ..put("a", "1") };
         let keyspace = Config::whole().keyspace().unwrap();
-        assert!(change.op(&keyspace, Leases::Strip).unwrap().parked());
+        let lease = |leases| change.op(&keyspace, leases).unwrap().lease();
+        assert_eq!((lease(Leases::Strip), lease(Leases::Recreate)), (Lease::Parking, Lease::Same(7)));
+        assert_eq!(put("a", "1").op(&keyspace, Leases::Recreate).unwrap().lease(), Lease::None);
         assert_eq!(change.op(&keyspace, Leases::Skip), Some(Op::Delete(b"a".to_vec())));
     }
 }

@@ -4,8 +4,10 @@
 //! another one there than it was started with scans both sides again.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::keyspace::{InvalidKeyspace, Keyspace, Mapping, OWN_KEYS, Side};
+use super::transaction::Lease;
 
 /// A mirror's name inside etcd: never a UID or a hash, so a re-created object is the same mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,14 @@ impl MirrorId {
         [OWN_KEYS, self.0.as_bytes(), b"/", name.as_bytes()].concat()
     }
 
+    /// The lease on which this mirror parks keys that have one in the source: the same for the same name.
+    pub fn parking_lease(&self) -> i64 {
+        let hash = Sha256::digest([b"quorate parking lease ", self.0.as_bytes()].concat());
+        let id = hash.iter().take(8).fold(0_i64, |id, byte| id << 8 | i64::from(*byte));
+        // etcd's own have the sign bit clear, too; 0 is none.
+        (id & i64::MAX).max(1)
+    }
+
     /// As text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -55,6 +65,28 @@ pub enum Leases {
     Strip,
     /// Not copied.
     Skip,
+    /// Copied with a lease of the same ID, which is kept alive for as long as the source has it.
+    Recreate,
+}
+
+impl Leases {
+    /// What becomes of the lease of a key that is copied; 0: it has none.
+    pub fn of(self, id: i64) -> Lease {
+        match (self, id) {
+            (_, 0) => Lease::None,
+            (Self::Recreate, id) => Lease::Same(id),
+            (Self::Strip | Self::Skip, _) => Lease::Parking,
+        }
+    }
+
+    /// The lease that a copy of a key has, by that of the key; 0: none.
+    pub fn of_copy(self, id: i64, parking: i64) -> i64 {
+        match self.of(id) {
+            Lease::None => 0,
+            Lease::Parking => parking,
+            Lease::Same(id) => id,
+        }
+    }
 }
 
 /// Which keys are where.

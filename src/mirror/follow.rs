@@ -339,9 +339,9 @@ pub(super) fn page_of(mut answer: GetResponse) -> Page {
     let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
     let more = answer.more();
     let entries = answer.take_kvs().into_iter().map(|kv| {
-        let (leased, modified) = (kv.lease() != 0, kv.mod_revision());
+        let (lease, modified) = (kv.lease(), kv.mod_revision());
         let (key, value) = kv.into_key_value();
-        Entry { key, value, leased, modified }
+        Entry { key, value, lease, modified }
     });
     Page { entries: entries.collect(), revision, more }
 }
@@ -356,7 +356,7 @@ fn response_of(answer: WatchResponse) -> Response {
         let kv = event.kv?;
         // DELETE is 1; a kind that is not known yet would have to be a put of some sort.
         let value = (event.r#type != 1).then_some(kv.value);
-        let change = Change { key: kv.key, value, leased: kv.lease != 0 };
+        let change = Change { key: kv.key, value, lease: kv.lease };
         Some(WatchEvent { revision: kv.mod_revision, change })
     });
     let header = answer.header.unwrap_or_default();

@@ -9,7 +9,8 @@
 //!
 //! - **Invariant (I1), exact:** where the checkpoint says `stream` without an offset, the mirrored keys of the target
 //!   are those of the source at its revision, and no others. Where it says `first` or `resync`, that holds of keys before
-//!   its cursor.
+//!   its cursor. (Where leases are recreated, one that ends in the target against the mirror's will takes keys along, until
+//!   both sides have been compared: see `machine/leases.rs`.)
 //! - **Invariant (I2), one step:** no transaction has data without a checkpoint, and each compares the checkpoint that
 //!   it replaces.
 //! - **Invariant (I3), one writer:** each compares `owner`, too. Taking over and promoting change `owner` only.
@@ -35,6 +36,7 @@ mod follow;
 pub mod inspect;
 pub mod keyspace;
 pub mod lag;
+mod lease;
 mod look;
 pub mod machine;
 pub mod metrics;

@@ -53,9 +53,10 @@ fn size(nodes: &[Node]) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mirror::transaction::Lease;
 
     fn puts(keys: usize) -> Transaction {
-        let put = |number| Node::Put { key: vec![number], value: vec![0; 9], parked: false };
+        let put = |number| Node::Put { key: vec![number], value: vec![0; 9], lease: Lease::None };
         let puts = (0..u8::try_from(keys).unwrap()).map(put).collect();
         let nested = Transaction { then: puts, ..Transaction::default() };
         Transaction { then: vec![Node::Nested(nested)], ..Transaction::default() }

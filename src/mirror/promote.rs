@@ -9,7 +9,7 @@ use super::checkpoint::{Checkpoint, Owner, Role, Site, SiteRole};
 use super::config::MirrorId;
 use super::connect::{Access, reach, told_of};
 use super::machine::Own;
-use super::write::{parking_lease, read_own};
+use super::write::read_own;
 
 /// How long keys that had a lease in the source live on after a promotion, unless somebody keeps them: stale locks and
 /// heartbeats would else stay for ever.
@@ -94,7 +94,7 @@ async fn take(client: &Client, id: &MirrorId, own: &Own) -> Result<(u64, i64, Op
 pub(super) async fn grace(client: &Client, id: &MirrorId) -> Result<usize, Error> {
     let mut leases = client.lease_client();
     let options = LeaseTimeToLiveOptions::new().with_keys();
-    let parked = leases.time_to_live(parking_lease(id), Some(options)).await?;
+    let parked = leases.time_to_live(id.parking_lease(), Some(options)).await?;
     if parked.keys().is_empty() {
         return Ok(0);
     }
@@ -103,7 +103,7 @@ pub(super) async fn grace(client: &Client, id: &MirrorId) -> Result<usize, Error
         // Whoever has deleted a key meanwhile, or has put it anew, is left alone.
         let kept = keys.iter().map(|key| {
             let options = PutOptions::new().with_ignore_value().with_lease(lease);
-            let still = Compare::lease(key.clone(), CompareOp::Equal, parking_lease(id));
+            let still = Compare::lease(key.clone(), CompareOp::Equal, id.parking_lease());
             TxnOp::txn(Txn::new().when([still]).and_then([TxnOp::put(key.clone(), "", Some(options))]))
         });
         client.kv_client().txn(Txn::new().and_then(kept.collect::<Vec<_>>())).await?;

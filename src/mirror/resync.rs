@@ -3,6 +3,8 @@
 //! Pages are compared in the order of source keys. What the mirror wrote before is its own: it is made equal. Elsewhere
 //! in the target a key that is missing is added if it is still missing then, and any other difference needs leave.
 
+use std::collections::BTreeSet;
+
 use super::batch::Change;
 use super::checkpoint::{Area, Scan};
 use super::config::{Config, Leases, Policy};
@@ -16,8 +18,8 @@ pub struct Entry {
     pub key: Vec<u8>,
     /// Its value.
     pub value: Vec<u8>,
-    /// Whether it has a lease.
-    pub leased: bool,
+    /// Its lease; 0: none.
+    pub lease: i64,
     /// The revision of its last change.
     pub modified: i64,
 }
@@ -38,7 +40,7 @@ pub struct Page {
 pub enum Difference {
     /// The target lacks it.
     Missing(Entry),
-    /// The target has another value, or a lease where there should be none.
+    /// The target has another value, or not the lease that it should have.
     Differing(Entry),
     /// The source lacks it.
     Extra,
@@ -87,10 +89,11 @@ impl Counts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nameless(pub Vec<u8>);
 
-/// Compares what both sides have in the same span. Both in order; target names are turned back.
+/// Compares what both sides have in the same span. Both in order; target names are turned back. `parking` is the lease of
+/// copies that have none of their own.
 pub fn compare(
     keyspace: &Keyspace,
-    leases: Leases,
+    (leases, parking): (Leases, i64),
     source: &[Entry],
     target: &[Entry],
 ) -> Result<Compared, Nameless> {
@@ -121,8 +124,9 @@ pub fn compare(
             }
             std::cmp::Ordering::Equal => {
                 if let (Some((entry, name)), Some((other, _))) = (here.take(), there.take()) {
-                    if entry.value == other.value && entry.leased == other.leased {
+                    if entry.value == other.value && leases.of_copy(entry.lease, parking) == other.lease {
                         compared.equal += 1;
+                        compared.keeps(leases, other.lease);
                     } else {
                         let difference = Difference::Differing(entry.clone());
                         compared.push(entry.key.clone(), name, difference, other.modified);
@@ -142,9 +146,17 @@ pub struct Compared {
     pub equal: u64,
     /// The others, in order.
     pub differing: Vec<Differing>,
+    /// Leases of those that are alike, if leases of the target are to be those of the source.
+    pub leases: BTreeSet<i64>,
 }
 
 impl Compared {
+    fn keeps(&mut self, leases: Leases, lease: i64) {
+        if leases == Leases::Recreate && lease != 0 {
+            self.leases.insert(lease);
+        }
+    }
+
     fn push(&mut self, key: Vec<u8>, target: Vec<u8>, difference: Difference, modified: i64) {
         self.differing.push(Differing { key, target, difference, modified });
     }
@@ -167,7 +179,7 @@ fn next_kept<'a>(
     source: &mut impl Iterator<Item = (&'a Entry, Vec<u8>)>,
     leases: Leases,
 ) -> Option<(&'a Entry, Vec<u8>)> {
-    source.find(|(entry, _)| !entry.leased || leases != Leases::Skip)
+    source.find(|(entry, _)| entry.lease == 0 || leases != Leases::Skip)
 }
 
 /// Parts of the target that are the mirror's own, ready to be asked.
@@ -196,19 +208,21 @@ impl Owned {
 }
 
 /// What to do about a key; `None`: that needs leave which was not given.
-pub fn remedy(differing: &Differing, owned: &Owned, policy: Policy) -> Option<Op> {
+pub fn remedy(differing: &Differing, owned: &Owned, policy: Policy, leases: Leases) -> Option<Op> {
     let key = differing.target.clone();
     let own = owned.has(&key, differing.modified);
     match &differing.difference {
-        Difference::Missing(entry) if own => Some(put(key, entry)),
-        Difference::Missing(entry) => Some(Op::Add { key, value: entry.value.clone(), parked: entry.leased }),
-        Difference::Differing(entry) => (own || policy.overwrite).then(|| put(key, entry)),
+        Difference::Missing(entry) if own => Some(put(key, entry, leases)),
+        Difference::Missing(entry) => {
+            Some(Op::Add { key, value: entry.value.clone(), lease: leases.of(entry.lease) })
+        }
+        Difference::Differing(entry) => (own || policy.overwrite).then(|| put(key, entry, leases)),
         Difference::Extra => (own || policy.prune).then_some(Op::Delete(key)),
     }
 }
 
-fn put(key: Vec<u8>, entry: &Entry) -> Op {
-    Op::Put { key, value: entry.value.clone(), parked: entry.leased }
+fn put(key: Vec<u8>, entry: &Entry, leases: Leases) -> Op {
+    Op::Put { key, value: entry.value.clone(), lease: leases.of(entry.lease) }
 }
 
 /// What is the mirror's own when a scan begins again, or another begins: all that was, and what this one has done.
@@ -243,7 +257,7 @@ mod tests {
         let entry = |(key, value): &(&str, &str)| Entry {
             key: (*key).into(),
             value: (*value).into(),
-            leased: false,
+            lease: 0,
             modified: 1,
         };
         keys.iter().map(entry).collect()
@@ -253,7 +267,7 @@ mod tests {
         let ignore = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
         let config = Config { ignore, ignore_at: Side::Source, ..Config::whole() };
         let keyspace = config.keyspace().unwrap();
-        let compared = compare(&keyspace, Leases::Strip, &entries(source), &entries(target)).unwrap();
+        let compared = compare(&keyspace, (Leases::Strip, 1), &entries(source), &entries(target)).unwrap();
         let shown = compared.differing.iter().map(|key| {
             let sign = match key.difference {
                 Difference::Missing(_) => '+',
@@ -281,7 +295,7 @@ mod tests {
         let area = Area { config: config.clone(), below: Some(b"m".to_vec()) };
         let scan = Scan { owned: vec![area], written: vec![77], ..Scan::new(1) };
         let owned = Owned::new(&scan).unwrap();
-        let entry = Entry { key: b"k".to_vec(), value: b"v".to_vec(), leased: false, modified: 1 };
+        let entry = Entry { key: b"k".to_vec(), value: b"v".to_vec(), lease: 0, modified: 1 };
         let differing = |key: &str, difference: Difference| Differing {
             key: key.into(),
             target: key.into(),
@@ -289,7 +303,7 @@ mod tests {
             modified: if key == "z" { 77 } else { 5 },
         };
         let ask = |key: &str, difference: Difference, policy: Policy| {
-            remedy(&differing(key, difference), &owned, policy)
+            remedy(&differing(key, difference), &owned, policy, Leases::Strip)
         };
         let careful = Policy::default();
         assert!(matches!(ask("k", Difference::Extra, careful), Some(Op::Delete(_))));
@@ -327,7 +341,7 @@ mod tests {
 
     #[test]
     fn changes_above_the_cursor_wait_for_their_page() {
-        let change = |key: &str| Change { key: key.into(), value: None, leased: false };
+        let change = |key: &str| Change { key: key.into(), value: None, lease: 0 };
         let changes = [change("a"), change("c"), change("m")];
         assert_eq!(behind(&changes, Some(b"c\0")), [change("a"), change("c")]);
         assert_eq!(behind(&changes, Some(b"c")), [change("a")]);

@@ -11,8 +11,9 @@ use tokio::time::MissedTickBehavior;
 use super::connect::{Access, Connection};
 use super::follow::{Came, Source};
 use super::inspect::discarded;
-use super::keyspace::{InvalidKeyspace, Keyspace};
+use super::keyspace::{InvalidKeyspace, Keyspace, Side};
 use super::lag::Lag;
+use super::lease::Lessor;
 use super::machine::{Command, Event, Machine, Mode, Settings, View, progress_is_exact};
 use super::pace::{Pace, Pacer};
 use super::stop::Stop;
@@ -27,7 +28,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// How often the source is asked how much of its history is gone.
 const HISTORY_AGAIN: Duration = Duration::from_secs(30);
-/// Answers on their way to the machine: it has at most four requests under way.
+/// Answers on their way to the machine: it has at most six requests under way.
 const ANSWERS: usize = 16;
 
 /// What a mirror is run with.
@@ -161,10 +162,12 @@ struct Turn<'a> {
     first: Vec<Command>,
     source: Source,
     target: Target,
+    lessor: Lessor,
     came: mpsc::Receiver<Came>,
     heard: mpsc::Receiver<Came>,
     source_failures: u32,
     target_failures: u32,
+    lease_problem: Option<String>,
     pacer: Pacer,
     told_version: bool,
     scans: bool,
@@ -179,6 +182,7 @@ impl<'a> Turn<'a> {
         let (send, came) = mpsc::channel(ANSWERS);
         let id = settings.id.clone();
         let (source, heard) = Source::new(order.source.clone(), keyspace.clone(), &id, send.clone());
+        let lessor = Lessor::new(order.source.clone(), order.target.clone(), keyspace, send.clone());
         let target = Target::new(order.target.clone(), keyspace.clone(), id, send);
         let (machine, first) = Machine::start(settings, keyspace.clone());
         let lag = Lag::default();
@@ -189,10 +193,12 @@ impl<'a> Turn<'a> {
             first,
             source,
             target,
+            lessor,
             came,
             heard,
             source_failures,
             target_failures,
+            lease_problem: None,
             pacer,
             told_version: false,
             scans: false,
@@ -235,6 +241,7 @@ impl<'a> Turn<'a> {
             Command::Watch { number, from, ranges } => self.source.watch(number, from, ranges),
             Command::Progress => self.source.ask_for_progress(),
             Command::WriteSite(value) => self.source.write_site(value),
+            Command::Lease(request) => self.lessor.ask(request),
             Command::Commit(transaction) => {
                 let wait = pause(self.target_failures).max(self.pacer.wait(&transaction, Instant::now()));
                 self.target.ask(Command::Commit(transaction), wait);
@@ -301,8 +308,9 @@ impl<'a> Turn<'a> {
                 );
             }
             Event::Refused(refusal) => {
-                tracing::info!(?refusal, "the target refused a request: smaller ones follow");
+                tracing::info!(?refusal, "the target refused a request, and gets another one");
             }
+            Event::Lease(_, silent) => self.note_leases(*silent, problem),
             Event::SourcePageTooLarge(_) | Event::TargetPageTooLarge(_) | Event::Sited | Event::Tick => {}
         }
     }
@@ -323,7 +331,21 @@ impl<'a> Turn<'a> {
         tell("source", &mut report.source_problem, problem);
     }
 
+    /// A source that does not answer is told by whatever else is asked of it.
+    fn note_leases(&mut self, silent: Option<Side>, problem: Option<String>) {
+        if let (Some(side), Some(problem)) = (silent, &problem) {
+            tracing::debug!(?side, "leases: {problem}");
+            self.lessor.go_elsewhere(side);
+        }
+        let problem = problem.filter(|_| silent == Some(Side::Target));
+        if problem != self.lease_problem {
+            self.lease_problem = problem;
+            self.tell_target(None);
+        }
+    }
+
     fn tell_target(&mut self, problem: Option<String>) {
+        let problem = problem.or_else(|| self.lease_problem.clone());
         let mut report = self.board.read();
         tell("target", &mut report.target_problem, problem);
     }
@@ -363,6 +385,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.source.hang_up();
         self.target.hang_up();
+        self.lessor.hang_up();
         if let Some(task) = self.counting.take() {
             task.abort();
         }

@@ -87,6 +87,8 @@ pub enum Stop {
     Nameless(Vec<u8>),
     /// The target's `--max-txn-ops` leaves no room.
     TooFewOperations,
+    /// More leases than one mirror keeps alive.
+    TooManyLeases(usize),
 }
 
 impl Stop {
@@ -111,6 +113,7 @@ impl Stop {
             Self::ValueTooLarge { .. } => "ValueTooLarge",
             Self::Nameless(_) => "EmptyKey",
             Self::TooFewOperations => "TooFewOperations",
+            Self::TooManyLeases(_) => "TooManyLeases",
         }
     }
 
@@ -210,6 +213,11 @@ impl std::fmt::Display for Stop {
             Self::TooFewOperations => write!(
                 to,
                 "the target takes too few operations in a transaction; raise its --max-txn-ops to at least 4"
+            ),
+            Self::TooManyLeases(count) => write!(
+                to,
+                "mirrored keys have {count} leases, more than one mirror keeps alive; ignore some of these keys, or do not \
+                 recreate leases"
             ),
         }
     }

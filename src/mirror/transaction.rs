@@ -14,6 +14,17 @@ pub enum Guard {
     Modified(Vec<u8>, i64),
 }
 
+/// The lease of a key that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lease {
+    /// It has none.
+    None,
+    /// The mirror's parking lease.
+    Parking,
+    /// The one with the same ID as in the source.
+    Same(i64),
+}
+
 /// One operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Node {
@@ -23,8 +34,8 @@ pub enum Node {
         key: Vec<u8>,
         /// Its value.
         value: Vec<u8>,
-        /// On the mirror's parking lease.
-        parked: bool,
+        /// With which lease.
+        lease: Lease,
     },
     /// Deletes a key; nothing happens if there is none.
     Delete(Vec<u8>),
@@ -85,8 +96,8 @@ pub enum Op {
         key: Vec<u8>,
         /// Its value.
         value: Vec<u8>,
-        /// On the parking lease.
-        parked: bool,
+        /// With which lease.
+        lease: Lease,
     },
     /// Only if there is no such key.
     Add {
@@ -94,8 +105,8 @@ pub enum Op {
         key: Vec<u8>,
         /// Its value.
         value: Vec<u8>,
-        /// On the parking lease.
-        parked: bool,
+        /// With which lease.
+        lease: Lease,
     },
     /// Whether it was there or not.
     Delete(Vec<u8>),
@@ -122,18 +133,21 @@ impl Op {
         }
     }
 
-    /// Whether it needs the parking lease.
-    pub fn parked(&self) -> bool {
-        matches!(self, Self::Put { parked: true, .. } | Self::Add { parked: true, .. })
+    /// The lease that it needs.
+    pub fn lease(&self) -> Lease {
+        match self {
+            Self::Put { lease, .. } | Self::Add { lease, .. } => *lease,
+            Self::Delete(_) => Lease::None,
+        }
     }
 
     fn node(self) -> Node {
         match self {
-            Self::Put { key, value, parked } => Node::Put { key, value, parked },
+            Self::Put { key, value, lease } => Node::Put { key, value, lease },
             Self::Delete(key) => Node::Delete(key),
-            Self::Add { key, value, parked } => Node::Nested(Transaction {
+            Self::Add { key, value, lease } => Node::Nested(Transaction {
                 when: vec![Guard::Created(key.clone(), 0)],
-                then: vec![Node::Put { key, value, parked }],
+                then: vec![Node::Put { key, value, lease }],
                 otherwise: Vec::new(),
             }),
         }
@@ -217,7 +231,7 @@ mod tests {
     fn ops(count: usize, adding: bool) -> Vec<Op> {
         let op = |number: usize| {
             let key = number.to_string().into_bytes();
-            if adding { Op::Add { key, value: Vec::new(), parked: false } } else { Op::Delete(key) }
+            if adding { Op::Add { key, value: Vec::new(), lease: Lease::None } } else { Op::Delete(key) }
         };
         (0..count).map(op).collect()
     }

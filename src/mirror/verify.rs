@@ -49,6 +49,8 @@ pub(super) struct Both {
     pub(super) keyspace: Keyspace,
     /// The same, as it was given.
     pub(super) config: Config,
+    /// The mirror's parking lease.
+    pub(super) parking: i64,
 }
 
 /// The same keys of both sides.
@@ -109,6 +111,7 @@ async fn open(source: &Access, target: &Access, id: &MirrorId) -> Result<Both, V
         target_revision: stored.modified,
         keyspace,
         config: checkpoint.config,
+        parking: id.parking_lease(),
     })
 }
 
@@ -120,7 +123,7 @@ impl Both {
         cursor: Option<&[u8]>,
     ) -> Result<(Compared, Option<Vec<u8>>), VerifyError> {
         let Part { source, target, end } = self.part(place, cursor).await?;
-        let compared = compare(&self.keyspace, self.config.leases, &source, &target);
+        let compared = compare(&self.keyspace, (self.config.leases, self.parking), &source, &target);
         let compared = compared
             .map_err(|Nameless(key)| VerifyError(format!("the key {} has no name there", shown(&key))))?;
         Ok((compared, end))

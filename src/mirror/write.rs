@@ -6,7 +6,6 @@ use etcd_client::{
     Client, Compare, CompareOp, Error, GetOptions, KeyValue, LeaseGrantOptions, PutOptions, Txn, TxnOp,
     TxnOpResponse, TxnResponse,
 };
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -16,7 +15,7 @@ use super::follow::{Came, PAGE_BYTES, page_of, range, too_large};
 use super::keyspace::{Keyspace, Side, Span};
 use super::look::look;
 use super::machine::{Command, Event, Own, Refusal};
-use super::transaction::{Answer, Guard, Node, Outcome, Stored, Transaction};
+use super::transaction::{Answer, Guard, Lease, Node, Outcome, Stored, Transaction};
 
 /// Above what etcd takes until it gives up (5 s + 2 elections), so that most results are known.
 const DEADLINE: Duration = Duration::from_secs(12);
@@ -86,7 +85,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
     match command {
         Command::ReadOwn => within(read_own(&client, id)).await.map(Event::Own),
         Command::Commit(transaction) => {
-            let answer = within(kv.txn(txn(transaction, parking_lease(id)))).await?;
+            let answer = within(kv.txn(txn(transaction, id.parking_lease()))).await?;
             Ok(Event::Committed(answer_of(&answer)))
         }
         Command::ReadTarget(number, span, keys) => {
@@ -105,7 +104,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
             Ok(Event::Looked(number, look))
         }
         Command::Park => {
-            let options = LeaseGrantOptions::new().with_id(parking_lease(id));
+            let options = LeaseGrantOptions::new().with_id(id.parking_lease());
             let granted = within(client.lease_client().grant(PARKING_SECONDS, Some(options))).await;
             match granted {
                 Err(Error::GRpcStatus(status)) if status.message().contains("lease already exists") => {}
@@ -118,6 +117,7 @@ async fn ask(client: Client, id: &MirrorId, keyspace: &Keyspace, command: Comman
         | Command::Watch { .. }
         | Command::Progress
         | Command::WriteSite(_)
+        | Command::Lease(_)
         | Command::Stop(_) => Err(Error::InvalidArgs("not a request to the target".to_owned())),
     }
 }
@@ -147,14 +147,6 @@ pub async fn read_own(client: &Client, id: &MirrorId) -> Result<Own, Error> {
     let mut next = || read.next().flatten();
     let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
     Ok(Own { cluster, revision, owner: next(), checkpoint: next(), site: next(), claims: next() })
-}
-
-/// The lease on which a mirror parks keys that have one in the source: the same for the same name.
-pub fn parking_lease(id: &MirrorId) -> i64 {
-    let hash = Sha256::digest([b"quorate parking lease ", id.as_str().as_bytes()].concat());
-    let id = hash.iter().take(8).fold(0_i64, |id, byte| id << 8 | i64::from(*byte));
-    // etcd's own have the sign bit clear, too; 0 is none.
-    (id & i64::MAX).max(1)
 }
 
 /// What becomes of a request that has no answer.
@@ -187,9 +179,9 @@ fn refusal(problem: &str) -> Option<Refusal> {
     TABLE.iter().find(|(words, _)| problem.contains(words)).map(|(_, refusal)| *refusal)
 }
 
-fn txn(transaction: Transaction, lease: i64) -> Txn {
+fn txn(transaction: Transaction, parking: i64) -> Txn {
     let Transaction { when, then, otherwise } = transaction;
-    let ops = |nodes: Vec<Node>| nodes.into_iter().map(|node| op(node, lease)).collect::<Vec<_>>();
+    let ops = |nodes: Vec<Node>| nodes.into_iter().map(|node| op(node, parking)).collect::<Vec<_>>();
     let mut txn = Txn::new();
     if !when.is_empty() {
         txn = txn.when(when.into_iter().map(compare).collect::<Vec<_>>());
@@ -206,14 +198,19 @@ fn compare(guard: Guard) -> Compare {
     }
 }
 
-fn op(node: Node, lease: i64) -> TxnOp {
+fn op(node: Node, parking: i64) -> TxnOp {
     match node {
-        Node::Put { key, value, parked } => {
-            TxnOp::put(key, value, parked.then(|| PutOptions::new().with_lease(lease)))
+        Node::Put { key, value, lease } => {
+            let id = match lease {
+                Lease::None => None,
+                Lease::Parking => Some(parking),
+                Lease::Same(id) => Some(id),
+            };
+            TxnOp::put(key, value, id.map(|id| PutOptions::new().with_lease(id)))
         }
         Node::Delete(key) => TxnOp::delete(key, None),
         Node::Get(key) => TxnOp::get(key, None),
-        Node::Nested(nested) => TxnOp::txn(txn(nested, lease)),
+        Node::Nested(nested) => TxnOp::txn(txn(nested, parking)),
     }
 }
 

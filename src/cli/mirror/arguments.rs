@@ -163,7 +163,7 @@ pub(super) struct Follow {
     /// The mirror's name inside etcd: several mirrors into one target have different ones.
     #[arg(long, value_name = "NAME", default_value = "default")]
     id: String,
-    /// What becomes of keys with a lease: copied without it, or not copied.
+    /// What becomes of keys with a lease: copied without it, not copied, or copied with a lease of the same ID.
     #[arg(long, value_name = "POLICY", default_value = "strip")]
     leases: LeasePolicy,
     /// What becomes of others' writes to mirrored keys of the target: they are reported, or repaired too, by a scan
@@ -210,8 +210,12 @@ enum IgnoreAt {
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
 enum LeasePolicy {
+    /// They are copied, and do not expire.
     Strip,
+    /// They are not copied.
     Skip,
+    /// They are copied with leases of the same IDs.
+    Recreate,
 }
 
 #[derive(clap::ValueEnum, Clone, Copy, Debug)]
@@ -275,6 +279,7 @@ impl Follow {
             leases: match self.leases {
                 LeasePolicy::Strip => Leases::Strip,
                 LeasePolicy::Skip => Leases::Skip,
+                LeasePolicy::Recreate => Leases::Recreate,
             },
         };
         let overwrite = matches!(self.initial_sync, Some(InitialSync::Overwrite));

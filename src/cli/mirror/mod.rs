@@ -49,7 +49,9 @@ fn stopped(stop: &Stop) -> Exit {
         Stop::Promoted | Stop::Site(_) => 14,
         Stop::Claimed { .. } | Stop::Circle(_) => 15,
         Stop::Unreadable { .. } | Stop::CheckpointLost | Stop::CheckpointChanged => 16,
-        Stop::ValueTooLarge { .. } | Stop::Nameless(_) | Stop::TooFewOperations => 17,
+        Stop::ValueTooLarge { .. } | Stop::Nameless(_) | Stop::TooFewOperations | Stop::TooManyLeases(_) => {
+            17
+        }
     };
     terminal::complain(&format!("{}: {stop}", stop.reason()));
     Exit::Program(code)

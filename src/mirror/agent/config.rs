@@ -122,6 +122,8 @@ pub enum LeasePolicy {
     Strip,
     /// They are not copied.
     Skip,
+    /// They are copied, with leases of the same IDs, which live for as long as those of the active site.
+    Recreate,
 }
 
 /// What becomes of others' writes to the mirrored part of the target.

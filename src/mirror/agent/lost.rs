@@ -109,7 +109,7 @@ impl<'a> Search<'a> {
             }
         }
         let skips = self.checkpoint.config.leases == Leases::Skip;
-        for entry in back.iter().filter(|entry| !(skips && entry.leased)) {
+        for entry in back.iter().filter(|entry| !(skips && entry.lease != 0)) {
             if matches!(self.keyspace.of_source(&entry.key), Fate::Mirrored(_)) {
                 let other = there.remove(&entry.key);
                 self.here(entry, other);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     fn entry(key: &str, value: &str, modified: i64) -> Entry {
-        Entry { key: key.into(), value: value.into(), leased: false, modified }
+        Entry { key: key.into(), value: value.into(), lease: 0, modified }
     }
 
     fn searched(position: Position, back: &[Entry], promoted: &[Entry]) -> (Lost, Counts) {

@@ -22,6 +22,7 @@ pub fn order(config: &AgentConfig, resync: bool) -> Result<Order, Problem> {
         leases: match config.leases {
             LeasePolicy::Strip => Leases::Strip,
             LeasePolicy::Skip => Leases::Skip,
+            LeasePolicy::Recreate => Leases::Recreate,
         },
     }
     .in_order();

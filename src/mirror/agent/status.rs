@@ -154,6 +154,8 @@ pub enum ProblemReason {
     TargetNoSpace,
     /// The target takes too few operations in a transaction.
     TooFewOperations,
+    /// More leases than one mirror keeps alive.
+    TooManyLeases,
     /// The checkpoint cannot be read, or was edited.
     CheckpointDamaged,
     /// A resync would delete more than it may unasked.
@@ -198,6 +200,7 @@ impl ProblemReason {
         Self::ValueTooLarge,
         Self::TargetNoSpace,
         Self::TooFewOperations,
+        Self::TooManyLeases,
         Self::CheckpointDamaged,
         Self::PruneRefused,
         Self::FenceMissing,

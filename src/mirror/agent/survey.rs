@@ -25,7 +25,8 @@ pub async fn survey(pair: &Pair, site: &str, term: u64) -> Result<(Lost, Counts)
     let revision = head(pair, &source, &pair.old).await?;
     let target_revision = head(pair, &target, &pair.new).await?;
     let config = checkpoint.config.clone();
-    let both = Both { source, target, revision, target_revision, keyspace: keyspace.clone(), config };
+    let (parking, names) = (pair.id.parking_lease(), keyspace.clone());
+    let both = Both { source, target, revision, target_revision, keyspace: names, config, parking };
     let begun = Lost { term, site: site.to_owned(), revision, ..Lost::default() };
     let mut search = Search::new(&keyspace, &checkpoint, owner.modified, begun);
     let mut cursor: Option<Vec<u8>> = None;

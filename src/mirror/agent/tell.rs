@@ -228,6 +228,7 @@ pub fn reason(stop: &Stop) -> ProblemReason {
         Stop::ValueTooLarge { .. } => ProblemReason::ValueTooLarge,
         Stop::Nameless(_) => ProblemReason::MappingInvalid,
         Stop::TooFewOperations => ProblemReason::TooFewOperations,
+        Stop::TooManyLeases(_) => ProblemReason::TooManyLeases,
     }
 }
 
@@ -271,7 +272,8 @@ fn sentence(config: &AgentConfig, stop: &Stop) -> String {
         | Stop::CheckpointChanged
         | Stop::ValueTooLarge { .. }
         | Stop::Nameless(_)
-        | Stop::TooFewOperations => stop.to_string(),
+        | Stop::TooFewOperations
+        | Stop::TooManyLeases(_) => stop.to_string(),
     }
 }
 
@@ -299,7 +301,8 @@ fn plan(stop: &Stop) -> Option<WaitingPlan> {
         | Stop::TargetDiffers(_)
         | Stop::ValueTooLarge { .. }
         | Stop::Nameless(_)
-        | Stop::TooFewOperations => None,
+        | Stop::TooFewOperations
+        | Stop::TooManyLeases(_) => None,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::mirror::checkpoint::{
 use crate::mirror::config::{Config, claims_key};
 use crate::mirror::resync::owned_after;
 use crate::mirror::text::shown;
-use crate::mirror::transaction::{Answer, Guard, Node, Stored, Transaction};
+use crate::mirror::transaction::{Answer, Guard, Lease, Node, Stored, Transaction};
 
 /// Hex digits of a plan: enough that no other is permitted by chance, few enough to type.
 const PLAN_DIGITS: usize = 12;
@@ -150,7 +150,7 @@ impl Machine {
         };
         let modified = |stored: &Option<Stored>| stored.as_ref().map_or(0, |stored| stored.modified);
         let (owner, checkpoint) = (self.settings.id.key("owner"), self.settings.id.key("checkpoint"));
-        let put = |key: &[u8], value: Vec<u8>| Node::Put { key: key.to_vec(), value, parked: false };
+        let put = |key: &[u8], value: Vec<u8>| Node::Put { key: key.to_vec(), value, lease: Lease::None };
         let mut then = vec![put(&owner, self.owner.clone())];
         let mut when = vec![
             Guard::Modified(owner, modified(&self.own.owner)),
@@ -242,6 +242,7 @@ impl Machine {
             };
             self.scan_anew(&old, counter + 1, why);
         }
+        self.begin_with_leases();
         if approved && let Position::First(scan) | Position::Resync(scan) = &mut self.position {
             scan.approved = true;
         }

@@ -13,6 +13,7 @@
 mod begin;
 mod claim;
 mod foreign;
+mod leases;
 mod pages;
 mod source;
 mod stream;
@@ -21,13 +22,14 @@ mod target;
 use std::collections::VecDeque;
 
 pub use foreign::{KEYS, Look, Standing};
+pub use leases::{LeaseAnswer, LeaseRequest};
 pub use source::progress_is_exact;
 
 use super::assembler::{Assembler, Canceled, Response};
 use super::batch::Revision;
 use super::checkpoint::{Checkpoint, Claims, Identity, Owner, Position, Role, Site};
 use super::config::{Config, Limits, MirrorId, Policy};
-use super::keyspace::{Keyspace, Span};
+use super::keyspace::{Keyspace, Side, Span};
 use super::resync::{Counts, Page};
 use super::stop::Stop;
 use super::transaction::{Answer, Stored, Transaction};
@@ -113,6 +115,8 @@ pub enum Command {
     Progress,
     /// Write the key `site` of the source, unless there is one: [`Event::Sited`].
     WriteSite(Vec<u8>),
+    /// Something about leases of both sides, beside everything else: [`Event::Lease`].
+    Lease(LeaseRequest),
     /// It is over.
     Stop(Box<Stop>),
 }
@@ -158,6 +162,8 @@ pub enum Event {
     WatchEnded(u64),
     /// The user may not watch what was to be watched.
     WatchDenied(u64),
+    /// What is known of leases now, as far as was answered, and the side that did not answer all.
+    Lease(LeaseAnswer, Option<Side>),
     /// A tenth of a second has passed.
     Tick,
 }
@@ -169,7 +175,7 @@ pub enum Refusal {
     TooManyOperations,
     /// More bytes than its `--max-request-bytes`.
     TooLarge,
-    /// The parking lease does not exist.
+    /// A lease of the transaction does not exist.
     NoLease,
 }
 
@@ -319,6 +325,7 @@ pub struct Machine {
     policy: Policy,
     flight: Option<Flight>,
     parked: bool,
+    leases: leases::Ledger,
     link: Link,
     probing: Option<Floor>,
     sample: Option<Sample>,
@@ -328,7 +335,7 @@ pub struct Machine {
     assembler: Assembler,
     waiting: VecDeque<Revision>,
     waiting_bytes: usize,
-    /// History that is needed is gone.
+    /// History that is needed is gone, or keys of the target are.
     compacted: bool,
     /// Others' keys have moved the source's revision since the checkpoint was written.
     others: bool,
@@ -439,6 +446,7 @@ impl Machine {
             position: Position::Stream { revision: 0, offset: 0 },
             flight: None,
             parked: false,
+            leases: leases::Ledger::default(),
             link: Link::Down,
             probing: None,
             sample: None,
@@ -541,6 +549,7 @@ impl Machine {
             Event::WatchEnded(number) if number == self.watch => self.on_source_silent(),
             Event::WatchDenied(number) if number == self.watch => self.on_watch_denied(),
             Event::Watched(..) | Event::WatchEnded(_) | Event::WatchDenied(_) => {}
+            Event::Lease(answer, silent) => self.on_leases(answer, silent),
             Event::Tick => self.on_tick(),
         }
     }
@@ -551,13 +560,14 @@ impl Machine {
             return;
         }
         self.go_on_at_source();
-        if self.asked.is_none() {
+        if self.asked.is_none() && !self.leases.is_awaited() {
             self.go_on_at_target();
         }
         self.ask_target_pages();
         if self.stage == Stage::Running {
             self.look_at_gap();
         }
+        self.go_on_with_leases();
     }
 
     fn ask(&mut self, asked: Asked, command: Command) {

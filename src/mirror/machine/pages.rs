@@ -305,11 +305,13 @@ impl Machine {
         let before = |entry: &Entry| bound.as_ref().is_none_or(|bound| entry.key < *bound);
         let upto = page.entries.iter().take_while(|entry| before(entry)).count();
         let here: Vec<Entry> = page.entries.drain(..upto).collect();
-        let compared = match compare(&self.keyspace, self.settings.config.leases, &here, &there.entries) {
+        let leases = (self.settings.config.leases, self.settings.id.parking_lease());
+        let compared = match compare(&self.keyspace, leases, &here, &there.entries) {
             Ok(compared) => compared,
             Err(Nameless(key)) => return self.stop(Stop::Nameless(key)),
         };
         self.counts.equal += compared.equal;
+        self.learn_leases(compared.leases);
         self.counts.add(&compared.differing);
         let end = page.last && !there.more;
         let bound_after = if end { Bound::End } else { Bound::Key(bound.clone().unwrap_or_default()) };
@@ -341,9 +343,9 @@ impl Machine {
         // Its patterns were compiled when it was written.
         let owned = Owned::new(scan).map_err(|_| Why::TargetDiffers)?;
         let mut pending = VecDeque::with_capacity(differing.len());
-        let mut deletes = scan.deleted;
+        let (mut deletes, leases) = (scan.deleted, self.settings.config.leases);
         for key in differing {
-            let op = remedy(&key, &owned, self.policy).ok_or(Why::TargetDiffers)?;
+            let op = remedy(&key, &owned, self.policy, leases).ok_or(Why::TargetDiffers)?;
             let counts = key.difference == Difference::Extra && owned.has(&key.target, key.modified);
             deletes += u64::from(counts);
             let nothing = self.scan.seen == 0 && end && scan.cursor.is_none();

@@ -102,7 +102,7 @@ impl Machine {
     }
 
     /// Whether a checkpoint may move by what the source answers when it is asked for the watch's progress.
-    fn believes_progress(&self) -> bool {
+    pub(super) fn believes_progress(&self) -> bool {
         self.position.scan().is_some()
             || self.sample.as_ref().is_some_and(|sample| progress_is_exact(&sample.version))
     }
@@ -195,6 +195,7 @@ impl Machine {
 
     pub(super) fn on_tick(&mut self) {
         self.ticks = self.ticks.wrapping_add(1);
+        self.keep_leases();
         let idle = self.stage == Stage::Running && self.asked.is_none() && self.flight.is_none();
         if idle && self.ticks.is_multiple_of(CONFIRM_TICKS) {
             self.ask(Asked::Own, Command::ReadOwn);

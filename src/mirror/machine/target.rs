@@ -7,7 +7,7 @@
 use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Resynced, Stage, Stop};
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
-use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Node, Op, Stored, Transaction, nest};
+use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Lease, Node, Op, Stored, Transaction, nest};
 
 impl Machine {
     pub(super) fn go_on_at_target(&mut self) {
@@ -18,10 +18,14 @@ impl Machine {
                 if self.claim_again() {
                     return;
                 }
+                let leases = self.compare_if_due();
                 let gone = std::mem::take(&mut self.compacted);
                 if gone || self.repairs() {
-                    let why =
-                        if gone { "history of the source was gone" } else { "others wrote to the target" };
+                    let why = match (leases, gone) {
+                        (true, _) => "leases of the target were lost, or not known",
+                        (false, true) => "history of the source was gone",
+                        (false, false) => "others wrote to the target",
+                    };
                     let (config, began) = (self.settings.config.clone(), self.counter() + 1);
                     self.scan_anew(&config, began, why);
                 }
@@ -36,8 +40,11 @@ impl Machine {
 
     /// Sends changes together with the position that the target will then have.
     pub(super) fn commit(&mut self, ops: Vec<Op>, position: Position, effect: Effect) {
+        if !self.has_leases(&ops) {
+            return;
+        }
         let (Some((stored, previous)), Some(sample)) = (&self.stored, &self.sample) else { return };
-        if !self.parked && ops.iter().any(Op::parked) {
+        if !self.parked && ops.iter().any(|op| op.lease() == Lease::Parking) {
             return self.ask(Asked::Park, Command::Park);
         }
         let next = Checkpoint {
@@ -58,7 +65,7 @@ impl Machine {
         let size = (ops.len(), ops.iter().map(Op::bytes).sum());
         let deletes = ops.iter().filter(|op| matches!(op, Op::Delete(_))).count();
         let mut then = nest(ops, self.limits.level);
-        then.push(Node::Put { key: checkpoint.clone(), value: value.clone(), parked: false });
+        then.push(Node::Put { key: checkpoint.clone(), value: value.clone(), lease: Lease::None });
         let transaction =
             Transaction { when, then, otherwise: vec![Node::Get(owner), Node::Get(checkpoint)] };
         let largest = largest.unwrap_or_default();
@@ -200,7 +207,7 @@ impl Machine {
                 self.stop(Stop::ValueTooLarge { key: claims_key(), bytes: 0 });
             }
             (Refusal::TooLarge, _) => self.shrink(flight),
-            (Refusal::NoLease, _) => self.parked = false,
+            (Refusal::NoLease, _) => self.on_no_lease(flight.as_ref()),
         }
     }
 

@@ -475,6 +475,7 @@ fn config(desired: &Desired, sites: [Site; 2], fence: Option<Fence>) -> AgentCon
         leases: match spec.leases {
             LeasePolicy::Strip => agent_config::LeasePolicy::Strip,
             LeasePolicy::Skip => agent_config::LeasePolicy::Skip,
+            LeasePolicy::Recreate => agent_config::LeasePolicy::Recreate,
         },
         foreign_writes: match spec.foreign_writes {
             ForeignWrites::Report => agent_config::ForeignWrites::Report,

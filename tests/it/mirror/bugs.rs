@@ -4,10 +4,13 @@
 
 use quorate::mirror::assembler::{Response, STREAM};
 use quorate::mirror::checkpoint::Identity;
-use quorate::mirror::config::{Config, MirrorId};
+use quorate::mirror::config::{Config, Leases, MirrorId};
+use quorate::mirror::keyspace::Fate;
 use quorate::mirror::machine::{Command, Event, Look, Sample};
+use quorate::mirror::resync::Page;
 use quorate::mirror::transaction::{Answer, Node, Transaction};
 
+use super::etcd::Etcd;
 use super::pair::put_of;
 
 /// A way to be wrong.
@@ -26,9 +29,14 @@ pub(super) enum Bug {
     AddUnasked,
     CompactionUnseen,
     ForeignUnseen,
+    GrantSkipped,
+    NotKept,
+    LossUnseen,
+    ForgottenEarly,
+    LeaseOrNone,
 }
 
-pub(super) const ALL: [(Bug, &str); 12] = [
+pub(super) const ALL: [(Bug, &str); 17] = [
     (Bug::HeaderIsProgress, "the header of an answer with events is believed as progress"),
     (Bug::CheckpointAlone, "the checkpoint is a transaction of its own"),
     (Bug::WithinARevision, "fragments are taken for whole answers, so a batch ends within a revision"),
@@ -41,6 +49,11 @@ pub(super) const ALL: [(Bug, &str); 12] = [
     (Bug::AddUnasked, "keys are added whether they are there or not"),
     (Bug::CompactionUnseen, "after a compaction the watch goes on at the oldest revision that is left"),
     (Bug::ForeignUnseen, "others' writes are looked for and not found"),
+    (Bug::GrantSkipped, "a lease is believed to be granted, and is not"),
+    (Bug::NotKept, "leases are not kept alive in the target"),
+    (Bug::LossUnseen, "a lease that has ended in the target is believed to live"),
+    (Bug::ForgottenEarly, "leases are forgotten although the source has them"),
+    (Bug::LeaseOrNone, "of a key's lease it is compared only whether it has one"),
 ];
 
 impl Bug {
@@ -86,6 +99,26 @@ impl Bug {
             (Self::ForeignUnseen, Event::Looked(number, _)) => vec![Event::Looked(number, Look::default())],
             (_, event) => vec![event],
         }
+    }
+
+    /// What it sees of leases in the target.
+    pub(super) fn leases_of(self, page: &mut Page, source: &Etcd, config: &Config) {
+        if self != Self::LeaseOrNone || config.leases != Leases::Recreate {
+            return;
+        }
+        let keyspace = config.keyspace().unwrap();
+        for entry in page.entries.iter_mut().filter(|entry| entry.lease != 0) {
+            if let Fate::Mirrored(key) = keyspace.of_target(&entry.key)
+                && let Some(value) = source.keys.get(&key).filter(|value| value.lease != 0)
+            {
+                entry.lease = value.lease;
+            }
+        }
+    }
+
+    /// How often an answer or a request is lost: more often where only the one that adds keys shows the bug.
+    pub(super) fn loses(self) -> f64 {
+        if self == Self::SilenceIsSuccess { 0.2 } else { 0.03 }
     }
 
     /// What it hears when an answer is lost.

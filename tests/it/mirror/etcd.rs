@@ -2,22 +2,27 @@
 //!
 //! Its rules are those of `research` on etcd 3.5 to 3.7: the operations of a level (checkTxnRequest), a key twice in
 //! one transaction (checkIntervals), conditions on keys that do not exist (applyCompare), a delete of nothing that makes
-//! no revision.
+//! no revision; a lease that must exist before a key is written with it, and takes its keys along in one revision.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use quorate::etcd::ClusterId;
 use quorate::mirror::checkpoint::Identity;
+use quorate::mirror::config::MirrorId;
 use quorate::mirror::keyspace::Span;
 use quorate::mirror::machine::Refusal;
 use quorate::mirror::resync::{Entry, Page};
-use quorate::mirror::transaction::{Answer, Guard, Node, Outcome, Stored, Transaction};
+use quorate::mirror::transaction::{Answer, Guard, Lease, Node, Outcome, Stored, Transaction};
+
+/// Ticks of a second.
+const SECOND: u32 = 10;
 
 /// A key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Value {
     pub(super) bytes: Vec<u8>,
-    pub(super) leased: bool,
+    /// 0: none.
+    pub(super) lease: i64,
     pub(super) created: i64,
     pub(super) modified: i64,
 }
@@ -27,7 +32,17 @@ pub(super) struct Value {
 pub(super) struct Happened {
     pub(super) key: Vec<u8>,
     pub(super) value: Option<Vec<u8>>,
-    pub(super) leased: bool,
+    /// 0: none.
+    pub(super) lease: i64,
+}
+
+/// A lease.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Granted {
+    /// How long it lives from its last renewal on.
+    pub(super) seconds: u32,
+    /// Ticks until it ends.
+    left: u32,
 }
 
 pub(super) type Keys = BTreeMap<Vec<u8>, Value>;
@@ -38,6 +53,9 @@ pub(super) struct Etcd {
     pub(super) revision: i64,
     pub(super) compacted: i64,
     pub(super) keys: Keys,
+    pub(super) leases: BTreeMap<i64, Granted>,
+    /// Keys that went with a lease, and were not written since.
+    pub(super) lapsed: BTreeSet<Vec<u8>>,
     /// Changes of each revision, also of compacted ones: for the judge.
     pub(super) history: Vec<Vec<Happened>>,
     /// Whether the lease exists on which a mirror parks keys.
@@ -53,6 +71,8 @@ impl Etcd {
             revision: 1,
             compacted: 0,
             keys: Keys::new(),
+            leases: BTreeMap::new(),
+            lapsed: BTreeSet::new(),
             history: vec![Vec::new(); 2],
             parking: false,
             max_operations: 128,
@@ -69,8 +89,8 @@ impl Etcd {
             match &change.value {
                 Some(value) => {
                     let created = self.keys.get(&change.key).map_or(next, |old| old.created);
-                    let value =
-                        Value { bytes: value.clone(), leased: change.leased, created, modified: next };
+                    let value = Value { bytes: value.clone(), lease: change.lease, created, modified: next };
+                    self.lapsed.remove(&change.key);
                     self.keys.insert(change.key.clone(), value);
                     happened.push(change);
                 }
@@ -96,7 +116,7 @@ impl Etcd {
             .map(|(key, value)| Entry {
                 key: key.clone(),
                 value: value.bytes.clone(),
-                leased: value.leased,
+                lease: value.lease,
                 modified: value.modified,
             })
             .collect();
@@ -116,12 +136,44 @@ impl Etcd {
         self.keys.get(key).map(|value| Stored { value: value.bytes.clone(), modified: value.modified })
     }
 
+    /// One that is there already stays as it is.
+    pub(super) fn grant(&mut self, id: i64, seconds: u32) {
+        self.leases.entry(id).or_insert(Granted { seconds, left: seconds * SECOND });
+    }
+
+    /// Begins a lease's life anew; its length, 0: there is none.
+    pub(super) fn renew(&mut self, id: i64) -> u32 {
+        self.leases.get_mut(&id).map_or(0, |lease| {
+            lease.left = lease.seconds * SECOND;
+            lease.seconds
+        })
+    }
+
+    /// A lease ends, and its keys with it, in one revision.
+    pub(super) fn revoke(&mut self, id: i64) {
+        self.leases.remove(&id);
+        let keys: Vec<Vec<u8>> =
+            self.keys.iter().filter(|(_, value)| value.lease == id).map(|(key, _)| key.clone()).collect();
+        let delete = |key: &Vec<u8>| Happened { key: key.clone(), value: None, lease: 0 };
+        self.write(keys.iter().map(delete).collect());
+        self.lapsed.extend(keys);
+    }
+
+    /// A tick passes; leases that have ended by it.
+    pub(super) fn age(&mut self) -> Vec<i64> {
+        self.leases.values_mut().for_each(|lease| lease.left = lease.left.saturating_sub(1));
+        let ended: Vec<i64> =
+            self.leases.iter().filter(|(_, lease)| lease.left == 0).map(|(id, _)| *id).collect();
+        ended.iter().for_each(|id| self.revoke(*id));
+        ended
+    }
+
     /// What the keys were at a revision, also a compacted one.
-    pub(super) fn state_at(&self, revision: i64) -> BTreeMap<Vec<u8>, (Vec<u8>, bool)> {
+    pub(super) fn state_at(&self, revision: i64) -> BTreeMap<Vec<u8>, (Vec<u8>, i64)> {
         let mut state = BTreeMap::new();
         for change in self.history.iter().take(usize::try_from(revision).unwrap() + 1).flatten() {
             match &change.value {
-                Some(value) => drop(state.insert(change.key.clone(), (value.clone(), change.leased))),
+                Some(value) => drop(state.insert(change.key.clone(), (value.clone(), change.lease))),
                 None => drop(state.remove(&change.key)),
             }
         }
@@ -137,7 +189,7 @@ impl Etcd {
         }
         let (mut puts, mut deletes) = (BTreeSet::new(), BTreeSet::new());
         collect(&transaction.then, &mut puts, &mut deletes);
-        if parks(&transaction.then) && !self.parking {
+        if !self.has_leases(&transaction.then) {
             return Err(Refusal::NoLease);
         }
         let mut changes = Vec::new();
@@ -154,12 +206,17 @@ impl Etcd {
         let mut results = Vec::new();
         for node in nodes {
             results.push(match node {
-                Node::Put { key, value, parked } => {
-                    changes.push(Happened { key: key.clone(), value: Some(value.clone()), leased: *parked });
+                Node::Put { key, value, lease } => {
+                    let lease = match lease {
+                        Lease::None => 0,
+                        Lease::Parking => parking(),
+                        Lease::Same(id) => *id,
+                    };
+                    changes.push(Happened { key: key.clone(), value: Some(value.clone()), lease });
                     Outcome::Written
                 }
                 Node::Delete(key) => {
-                    changes.push(Happened { key: key.clone(), value: None, leased: false });
+                    changes.push(Happened { key: key.clone(), value: None, lease: 0 });
                     Outcome::Written
                 }
                 Node::Get(_) => Outcome::Read(None),
@@ -167,6 +224,15 @@ impl Etcd {
             });
         }
         Answer { revision: 0, succeeded, results }
+    }
+
+    fn has_leases(&self, nodes: &[Node]) -> bool {
+        nodes.iter().all(|node| match node {
+            Node::Put { lease: Lease::Parking, .. } => self.parking,
+            Node::Put { lease: Lease::Same(id), .. } => self.leases.contains_key(id),
+            Node::Nested(nested) => self.has_leases(&nested.then),
+            Node::Put { lease: Lease::None, .. } | Node::Delete(_) | Node::Get(_) => true,
+        })
     }
 
     fn holds(&self, guard: &Guard) -> bool {
@@ -180,6 +246,11 @@ impl Etcd {
             }
         }
     }
+}
+
+/// The lease on which the mirror parks keys.
+pub(super) fn parking() -> i64 {
+    MirrorId::new("default").unwrap().parking_lease()
 }
 
 fn fill(answer: &mut Answer, transaction: &Transaction, etcd: &Etcd) {
@@ -212,14 +283,6 @@ fn bytes(transaction: &Transaction) -> usize {
     };
     let nodes = transaction.then.iter().chain(&transaction.otherwise);
     transaction.when.iter().map(guard).sum::<usize>() + nodes.map(node).sum::<usize>()
-}
-
-fn parks(nodes: &[Node]) -> bool {
-    nodes.iter().any(|node| match node {
-        Node::Put { parked, .. } => *parked,
-        Node::Nested(nested) => parks(&nested.then),
-        Node::Delete(_) | Node::Get(_) => false,
-    })
 }
 
 /// etcd refuses a transaction that puts a key twice, or puts and deletes it. Ours never have one: it is a defect.

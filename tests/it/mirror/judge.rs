@@ -7,11 +7,11 @@ use quorate::mirror::config::{Config, Leases, MirrorId};
 use quorate::mirror::keyspace::{Fate, Keyspace, OWN_KEYS};
 use quorate::mirror::resync::Owned;
 
-use super::etcd::Etcd;
+use super::etcd::{Etcd, parking};
 use super::pair::Pair;
 
 /// Keys by their names in the source.
-type State = BTreeMap<Vec<u8>, (Vec<u8>, bool)>;
+type State = BTreeMap<Vec<u8>, (Vec<u8>, i64)>;
 
 /// Judges what the last transaction made of `before`.
 pub(super) fn transaction(pair: &mut Pair, before: &Etcd) -> Result<(), String> {
@@ -95,7 +95,16 @@ fn own_keys_only(
 fn exact(pair: &Pair, keyspace: &Keyspace, new: &Checkpoint) -> Result<(), String> {
     let held = target(&pair.target, keyspace, pair);
     let sources = || pair.before.iter().chain([&pair.source]);
-    let at = |etcd: &Etcd, revision| source(etcd, revision, keyspace, &new.config, pair);
+    // What went with a lease of the target is missed until it is written again: by the end it must be.
+    let stays = |key: &[u8]| match keyspace.of_source(key) {
+        Fate::Mirrored(target) => !pair.target.lapsed.contains(&target),
+        Fate::Ignored | Fate::Own | Fate::Outside | Fate::Nameless => true,
+    };
+    let at = |etcd: &Etcd, revision| {
+        let mut state = source(etcd, revision, keyspace, &new.config, pair);
+        state.retain(|key, _| stays(key));
+        state
+    };
     match &new.position {
         Position::Stream { revision, offset: 0 } => {
             if sources().any(|etcd| at(etcd, *revision) == held) {
@@ -140,18 +149,18 @@ fn beside(pair: &Pair, target: &[u8]) -> bool {
 
 /// Mirrored keys of the source at a revision.
 fn source(etcd: &Etcd, revision: i64, keyspace: &Keyspace, config: &Config, pair: &Pair) -> State {
-    let kept = etcd.state_at(revision).into_iter().filter(|(key, (_, leased))| {
+    let kept = etcd.state_at(revision).into_iter().filter(|(key, (_, lease))| {
         let Fate::Mirrored(target) = keyspace.of_source(key) else { return false };
-        !beside(pair, &target) && (!leased || config.leases != Leases::Skip)
+        !beside(pair, &target) && (*lease == 0 || config.leases != Leases::Skip)
     });
-    kept.collect()
+    kept.map(|(key, (value, lease))| (key, (value, config.leases.of_copy(lease, parking())))).collect()
 }
 
 /// Mirrored keys of the target, by their names in the source.
 fn target(etcd: &Etcd, keyspace: &Keyspace, pair: &Pair) -> State {
     let kept = etcd.keys.iter().filter(|(key, _)| !beside(pair, key));
     let named = kept.filter_map(|(key, value)| match keyspace.of_target(key) {
-        Fate::Mirrored(source) => Some((source, (value.bytes.clone(), value.leased))),
+        Fate::Mirrored(source) => Some((source, (value.bytes.clone(), value.lease))),
         Fate::Ignored | Fate::Own | Fate::Outside | Fate::Nameless => None,
     });
     named.collect()
@@ -162,9 +171,9 @@ fn difference(want: &State, held: &State) -> String {
     let differing = keys.filter(|key| want.get(*key) != held.get(*key));
     let shown = differing.take(4).map(|key| {
         let value = |state: &State| {
-            state.get(key).map_or("-".to_owned(), |(value, leased)| {
-                format!("{}{}", value.escape_ascii(), if *leased { "*" } else { "" })
-            })
+            state
+                .get(key)
+                .map_or("-".to_owned(), |(value, lease)| format!("{}*{lease}", value.escape_ascii()))
         };
         format!("{} should be {} and is {}", key.escape_ascii(), value(want), value(held))
     });

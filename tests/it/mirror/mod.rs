@@ -20,7 +20,7 @@ use quorate::mirror::checkpoint::{Claim, Claims, parse_claims};
 use quorate::mirror::circle::{Hop, Origin};
 use quorate::mirror::config::{Config, Leases, Limits, Policy, claims_key};
 use quorate::mirror::keyspace::{Fate, Mapping, Side};
-use quorate::mirror::machine::{Event, Mode};
+use quorate::mirror::machine::Mode;
 use quorate::mirror::stop::Stop;
 use rand::RngExt;
 
@@ -32,13 +32,18 @@ use crate::seeds::each;
 /// Histories of `cargo test`.
 const HISTORIES: u64 = 5_000;
 /// Seeds among which each bug must be found.
-const BUG_SEEDS: u64 = 2_000;
+const BUG_SEEDS: u64 = 6_000;
 /// Acts of a history before it settles.
 const ACTS: usize = 260;
 /// Rounds in which a small first sync is done.
 const WARM_UP: usize = 150;
 /// Rounds in which it must settle: several times what the longest one needed.
 const ROUNDS: usize = 4_000;
+/// Rounds after that in which leases of the target have to be kept alive: ten times as long as they live, and longer than it takes
+/// until the source is asked for them.
+const LEASE_ROUNDS: usize = 2_000;
+/// How many configurations there are.
+const CONFIGS: usize = 9;
 
 /// A history's end.
 struct Report {
@@ -59,6 +64,7 @@ struct Seen {
     streams: u64,
     splits: u64,
     meddled: u64,
+    leases: u64,
     stops: std::collections::BTreeMap<&'static str, u64>,
 }
 
@@ -74,6 +80,8 @@ fn config(choice: usize) -> Config {
         3 => Config { mappings: vec![mapping("/a/", "/b/a/")], ignore: locks, ..Config::whole() },
         4 => Config { mappings: vec![mapping("/a/", "/z/"), mapping("/c/", "/b/")], ..Config::whole() },
         5 => Config { leases: Leases::Skip, ..Config::whole() },
+        6 => Config { leases: Leases::Recreate, ..Config::whole() },
+        7 => Config { mappings: vec![mapping("/a/", "/b/a/")], leases: Leases::Recreate, ..Config::whole() },
         _ => Config {
             mappings: vec![mapping("/a/", "/a/")],
             ignore: ignoring(&["/a/k[0-3]"]),
@@ -85,7 +93,7 @@ fn config(choice: usize) -> Config {
 
 fn history(seed: u64, bug: Bug) -> Report {
     let mut pair = Pair::new(seed, config(0), bug);
-    let choice = pair.below(7);
+    let choice = pair.below(CONFIGS);
     pair.config = config(choice);
     if pair.chance(0.15) {
         // A revision may then be more than a transaction holds.
@@ -115,7 +123,7 @@ fn history(seed: u64, bug: Bug) -> Report {
         meddle(&mut pair, &mut seen);
         pair.violation = settle(&mut pair, &mut seen).err();
     }
-    (seen.lost, seen.splits) = (pair.lost, pair.divided);
+    (seen.lost, seen.splits, seen.leases) = (pair.lost, pair.divided, pair.ended);
     Report { violation: pair.violation.take(), journal: pair.journal, seen }
 }
 
@@ -140,7 +148,7 @@ fn furnish(pair: &mut Pair) {
 }
 
 fn put_in_target(pair: &mut Pair, key: &str) {
-    let change = etcd::Happened { key: key.into(), value: Some(b"own".to_vec()), leased: false };
+    let change = etcd::Happened { key: key.into(), value: Some(b"own".to_vec()), lease: 0 };
     pair.target.write(vec![change]);
 }
 
@@ -171,30 +179,75 @@ fn meddle(pair: &mut Pair, seen: &mut Seen) {
     pair.note(format!("meddled {}", key.escape_ascii()));
     pair.meddled.insert(key.clone());
     let value = is_put.then(|| b"meddled".to_vec());
-    pair.target.write(vec![etcd::Happened { key, value, leased: false }]);
+    pair.target.write(vec![etcd::Happened { key, value, lease: 0 }]);
     seen.meddled += 1;
 }
 
-fn write(pair: &mut Pair) {
+/// Whether the source may change now.
+fn may_change(pair: &Pair) -> bool {
     // A source that was set back is known by its applied index. Whoever looks only after that has been made up for sees
     // no difference, and nobody could; so here it is not made up for unseen.
     let unseen = judge::applied(pair).is_some_and(|stored| {
         stored > pair.source.identity.applied && stored <= pair.source.identity.applied + 1
     });
-    if pair.frozen || unseen {
+    !pair.frozen && !unseen
+}
+
+fn recreates(pair: &Pair) -> bool {
+    pair.config.leases == Leases::Recreate
+}
+
+/// A lease ends in the source: its owner is gone.
+fn end_lease(pair: &mut Pair) {
+    if !pair.source.leases.is_empty() && may_change(pair) {
+        let at = pair.below(pair.source.leases.len());
+        let id = *pair.source.leases.keys().nth(at).unwrap();
+        pair.source.revoke(id);
+        let revision = pair.source.revision;
+        pair.note(format!("{revision}: lease {id} ends"));
+    }
+}
+
+/// A lease ends in the target: somebody revokes it, or nobody has kept it alive.
+fn lose_lease(pair: &mut Pair) {
+    if !pair.target.leases.is_empty() {
+        let at = pair.below(pair.target.leases.len());
+        let id = *pair.target.leases.keys().nth(at).unwrap();
+        pair.target.revoke(id);
+        pair.ended += 1;
+        pair.note(format!("lease {id} is revoked in the target"));
+    }
+}
+
+fn write(pair: &mut Pair) {
+    if !may_change(pair) {
         return;
     }
+    let (often, same) = if recreates(pair) { (0.35, 0.15) } else { (0.1, 0.0) };
     let prefix = ["/a/k", "/a/k", "/a/k", "/a/locks/", "/c/", "/d/"];
-    let mut changes: Vec<(String, Option<String>, bool)> = Vec::new();
+    let mut changes: Vec<(String, Option<String>, i64)> = Vec::new();
     for _ in 0..*[1, 1, 1, 2, 3, 7].get(pair.below(6)).unwrap() {
         let key = format!("{}{}", prefix[pair.below(prefix.len())], pair.below(10));
         if changes.iter().all(|(other, ..)| *other != key) {
-            let value = pair.chance(0.7).then(|| pair.below(1000).to_string());
-            let leased = value.is_some() && pair.chance(0.1);
-            changes.push((key, value, leased));
+            let mut value = pair.chance(0.7).then(|| pair.below(1000).to_string());
+            if let Some(old) = pair.source.keys.get(key.as_bytes()).map(|value| value.bytes.clone())
+                && pair.chance(same)
+            {
+                // Only the lease is another one.
+                value = Some(String::from_utf8(old).unwrap());
+            }
+            let lease = if value.is_some() && pair.chance(often) { 1 + pair.below(4) } else { 0 };
+            let lease = i64::try_from(lease).unwrap();
+            if lease != 0 {
+                let seconds = [2, 3, 4][pair.below(3)];
+                pair.source.grant(lease, seconds);
+            }
+            changes.push((key, value, lease));
         }
     }
-    let shown = changes.iter().map(|(key, value, _)| format!("{key}={}", value.as_deref().unwrap_or("-")));
+    let shown = changes
+        .iter()
+        .map(|(key, value, lease)| format!("{key}={}*{lease}", value.as_deref().unwrap_or("-")));
     let shown = shown.collect::<Vec<_>>().join(" ");
     pair.write(changes);
     let revision = pair.source.revision;
@@ -205,13 +258,14 @@ fn act(pair: &mut Pair, seen: &mut Seen) {
     let running = pair.agents.len();
     pair.frozen &= pair.agents.iter().any(|agent| agent.over.is_none());
     let agent = if running == 0 { 0 } else { pair.below(running) };
-    match pair.below(100) {
+    let acts = if recreates(pair) { 104 } else { 100 };
+    match pair.below(acts) {
         _ if running == 0 => drop(pair.start(Mode::Follow, None)),
         0..34 => pair.advance(agent, true),
         34..50 => pair.serve_watch(agent),
         50..64 => pair.hear(agent),
         64..84 => write(pair),
-        84..88 => pair.tell(agent, Event::Tick),
+        84..88 => pair.tick(agent),
         88 => pair.cut(agent),
         89..91 => {
             let back = i64::try_from(pair.below(4)).unwrap();
@@ -235,6 +289,8 @@ fn act(pair: &mut Pair, seen: &mut Seen) {
         98 if pair.chance(0.1) => restore_target(pair),
         99 if pair.chance(0.15) => foreign(pair),
         99 if pair.chance(0.5) => meddle(pair, seen),
+        100..102 => end_lease(pair),
+        102 if pair.chance(0.3) => lose_lease(pair),
         _ => {
             if let Some(stop) = pair.agents[agent].over.clone() {
                 *seen.stops.entry(stop.reason()).or_default() += 1;
@@ -256,6 +312,9 @@ fn set_back(pair: &mut Pair, seen: &mut Seen) {
     for happened in old.history.iter().take(usize::try_from(revision).unwrap() + 1).skip(2) {
         restored.write(happened.clone());
     }
+    for value in restored.keys.clone().into_values().filter(|value| value.lease != 0) {
+        restored.grant(value.lease, 3);
+    }
     restored.identity.applied = 4;
     pair.note(format!("set back from {} to {}", old.revision, restored.revision));
     pair.before.push(old);
@@ -276,7 +335,7 @@ fn reconfigure(pair: &mut Pair) {
     if own || others || !judge::streams(pair) || pair.bug == Bug::IgnoredKeys {
         return;
     }
-    let choice = pair.below(7);
+    let choice = pair.below(CONFIGS);
     pair.note(format!("configuration {choice}"));
     pair.config = config(choice);
     pair.reconfigured += 1;
@@ -330,12 +389,29 @@ fn settle(pair: &mut Pair, seen: &mut Seen) -> Result<(), String> {
         {
             seen.scans += view.stats.scans;
             seen.streams += u64::from(view.stats.scans == 0);
-            return Ok(());
+            return if recreates(pair) { keep(pair) } else { Ok(()) };
         }
     }
     let view = pair.agents[0].machine.view();
     judge::end(pair)?;
     Err(format!("stuck: {} at {} of {}", view.phase, view.revision, pair.source.revision))
+}
+
+/// Nobody changes anything: what has a lease of the target must stay, and leases that the source does not have must not.
+fn keep(pair: &mut Pair) -> Result<(), String> {
+    for round in 0..LEASE_ROUNDS {
+        calm(pair, round);
+    }
+    if let Some(violation) = pair.violation.take() {
+        return Err(violation);
+    }
+    judge::end(pair)?;
+    match pair.target.leases.keys().find(|id| !pair.source.leases.contains_key(id)) {
+        Some(id) => {
+            Err(format!("end: lease {id} is kept alive in the target, and the source does not have it"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Everything goes its way.
@@ -345,7 +421,7 @@ fn calm(pair: &mut Pair, round: usize) {
     pair.hear(0);
     pair.hear(0);
     if round.is_multiple_of(5) {
-        pair.tell(0, Event::Tick);
+        pair.tick(0);
     }
 }
 
@@ -380,7 +456,9 @@ fn search(seeds: std::ops::Range<u64>, bug: Bug, total: &Mutex<Seen>) -> Option<
 }
 
 fn add(total: &mut Seen, seen: &Seen) {
-    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, meddled, stops } = seen;
+    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, meddled, leases, stops } =
+        seen;
+    total.leases += leases;
     total.crashes += crashes;
     total.late += late;
     total.lost += lost;
@@ -426,6 +504,7 @@ fn no_history_breaks_an_invariant() {
             total.streams,
             total.splits,
             total.meddled,
+            total.leases,
         ] {
             assert!(count > 50, "something hardly happens: {total:?}");
         }

@@ -8,7 +8,9 @@ use quorate::mirror::batch::Change;
 use quorate::mirror::checkpoint::Claims;
 use quorate::mirror::config::{Config, Limits, MirrorId, Policy, claims_key};
 use quorate::mirror::keyspace::{Fate, Side, Span};
-use quorate::mirror::machine::{Command, Event, Look, Machine, Mode, Own, Sample, SeenSite, Settings};
+use quorate::mirror::machine::{
+    Command, Event, LeaseAnswer, LeaseRequest, Look, Machine, Mode, Own, Sample, SeenSite, Settings,
+};
 use quorate::mirror::stop::Stop;
 use quorate::mirror::transaction::{Node, Transaction};
 use rand::rngs::StdRng;
@@ -22,6 +24,8 @@ use super::judge;
 const CATCH_UP: usize = 4;
 /// Events above which an answer comes in fragments.
 const FRAGMENT: usize = 2;
+/// Seconds that a lease lives which the source does not have any more.
+const PASSING: u32 = 4;
 
 /// A watch at the source.
 struct Watch {
@@ -90,6 +94,8 @@ pub(super) struct Pair {
     /// How often an answer or a request was lost, and a revision divided.
     pub(super) lost: u64,
     pub(super) divided: u64,
+    /// How often a lease ended in the target.
+    pub(super) ended: u64,
     /// The journal has what agents hear and want.
     pub(super) verbose: bool,
     started: u64,
@@ -120,6 +126,7 @@ impl Pair {
             reconfigured: 0,
             lost: 0,
             divided: 0,
+            ended: 0,
             verbose: std::env::var_os("QUORATE_MIRROR_SEED").is_some(),
             started: 0,
         }
@@ -228,7 +235,8 @@ impl Pair {
                 }
                 Command::Progress => self.progress(agent),
                 Command::Watch { number, from, ranges } => self.watch(agent, number, from, ranges),
-                command @ (Command::ReadOwn
+                command @ (Command::Lease(_)
+                | Command::ReadOwn
                 | Command::Commit(_)
                 | Command::ReadTarget(..)
                 | Command::Look { .. }
@@ -350,7 +358,8 @@ impl Pair {
             return;
         }
         let at = self.below(count);
-        let lost = faults && self.chance(0.03);
+        let often = self.bug.loses();
+        let lost = faults && self.chance(often);
         self.lost += u64::from(lost);
         if self.agents[agent].requests[at].answer.is_none() {
             if lost {
@@ -364,8 +373,7 @@ impl Pair {
         let request = self.agents[agent].requests.remove(at);
         if lost {
             self.note("answer lost");
-            let silent = silence(&request.command);
-            return self.tell(agent, self.bug.silence(&request.command, silent));
+            return self.tell(agent, self.bug.silence(&request.command, silent(&request.command)));
         }
         self.tell(agent, request.answer.unwrap());
     }
@@ -373,8 +381,7 @@ impl Pair {
     /// A request is given up; a transaction may be done later all the same.
     fn lose(&mut self, agent: usize, at: usize) {
         let request = self.agents[agent].requests.remove(at);
-        let silent = silence(&request.command);
-        let silent = self.bug.silence(&request.command, silent);
+        let silent = self.bug.silence(&request.command, silent(&request.command));
         if let Command::Commit(transaction) = request.command {
             self.agents[agent].resent = Some(transaction.clone());
             self.ghosts.push(transaction);
@@ -396,9 +403,12 @@ impl Pair {
                 answer
             }
             Command::ReadTarget(number, span, limit) => {
-                Event::TargetPage(*number, self.target.range(span, *limit))
+                let mut page = self.target.range(span, *limit);
+                self.bug.leases_of(&mut page, &self.source, &self.config);
+                Event::TargetPage(*number, page)
             }
             Command::Look { number, from, through } => Event::Looked(*number, self.look(*from, *through)),
+            Command::Lease(request) => Event::Lease(self.lease(request), None),
             Command::CountTarget => Event::TargetCount(self.target.keys.len() as u64),
             Command::Park => {
                 self.target.parking = true;
@@ -439,6 +449,50 @@ impl Pair {
         look
     }
 
+    /// A request about leases is carried out.
+    fn lease(&mut self, request: &LeaseRequest) -> LeaseAnswer {
+        let renewed = |target: &mut Etcd, id: i64| (id, i64::from(target.renew(id)));
+        match request {
+            LeaseRequest::Grant(ids) => {
+                if self.bug != Bug::GrantSkipped {
+                    for id in ids {
+                        let seconds = self.source.leases.get(id).map_or(PASSING, |lease| lease.seconds);
+                        self.target.grant(*id, seconds);
+                    }
+                    return LeaseAnswer::Granted(
+                        ids.iter().map(|id| renewed(&mut self.target, *id)).collect(),
+                    );
+                }
+                LeaseAnswer::Granted(ids.iter().map(|id| (*id, 60)).collect())
+            }
+            LeaseRequest::Keep(ids) => {
+                let mut kept: Vec<(i64, i64)> = Vec::new();
+                for (id, _) in ids {
+                    let ends = self.bug == Bug::NotKept;
+                    kept.push(if ends { (*id, 60) } else { renewed(&mut self.target, *id) });
+                }
+                if self.bug == Bug::LossUnseen {
+                    kept.iter_mut().for_each(|(_, seconds)| *seconds = (*seconds).max(2));
+                }
+                LeaseAnswer::Kept(kept)
+            }
+            LeaseRequest::Look(ids) => {
+                let forgets = self.bug == Bug::ForgottenEarly;
+                let gone = ids.iter().filter(|id| forgets || !self.source.leases.contains_key(id));
+                LeaseAnswer::Looked(gone.copied().collect(), self.source.revision)
+            }
+        }
+    }
+
+    /// A tenth of a second passes: of an agent, and of leases of the target. Those of the source have owners.
+    pub(super) fn tick(&mut self, agent: usize) {
+        for id in self.target.age() {
+            self.note(format!("lease {id} ends in the target"));
+            self.ended += 1;
+        }
+        self.tell(agent, Event::Tick);
+    }
+
     fn own(&self) -> Own {
         let id = MirrorId::new("default").unwrap();
         Own {
@@ -473,11 +527,11 @@ impl Pair {
     }
 
     /// Somebody writes to the source.
-    pub(super) fn write(&mut self, changes: Vec<(String, Option<String>, bool)>) {
-        let changes = changes.into_iter().map(|(key, value, leased)| Happened {
+    pub(super) fn write(&mut self, changes: Vec<(String, Option<String>, i64)>) {
+        let changes = changes.into_iter().map(|(key, value, lease)| Happened {
             key: key.into_bytes(),
             value: value.map(String::into_bytes),
-            leased,
+            lease,
         });
         self.source.write(changes.collect());
     }
@@ -492,8 +546,21 @@ fn of_source(command: &Command) -> bool {
     matches!(command, Command::Probe { .. } | Command::ReadSource(..))
 }
 
-/// What an agent is told of a request that has no answer.
-fn silence(command: &Command) -> Event {
+fn event(revision: i64, change: Happened) -> WatchEvent {
+    let Happened { key, value, lease } = change;
+    WatchEvent { revision, change: Change { key, value, lease } }
+}
+
+/// What comes of a request without an answer.
+fn silent(command: &Command) -> Event {
+    if let Command::Lease(request) = command {
+        let (answer, side) = match request {
+            LeaseRequest::Grant(_) => (LeaseAnswer::Granted(Vec::new()), Side::Source),
+            LeaseRequest::Keep(_) => (LeaseAnswer::Kept(Vec::new()), Side::Target),
+            LeaseRequest::Look(_) => (LeaseAnswer::Looked(Vec::new(), 0), Side::Source),
+        };
+        return Event::Lease(answer, Some(side));
+    }
     if let Command::ReadTarget(number, ..) = command {
         Event::TargetPageLost(*number)
     } else if let Command::Look { number, .. } = command {
@@ -503,11 +570,6 @@ fn silence(command: &Command) -> Event {
     } else {
         Event::TargetSilent
     }
-}
-
-fn event(revision: i64, change: Happened) -> WatchEvent {
-    let Happened { key, value, leased } = change;
-    WatchEvent { revision, change: Change { key, value, leased } }
 }
 
 /// A transaction as the journal has it.

@@ -16,7 +16,7 @@ use super::{Mirror, alike, level, pass};
 const POINTS: u64 = 16;
 
 /// A user of the mirror on one side, with no more than it needs, and the file that has its password.
-async fn user(etcd: &mut Etcd, permissions: Vec<Permission>) -> NamedTempFile {
+pub(super) async fn user(etcd: &mut Etcd, permissions: Vec<Permission>) -> NamedTempFile {
     etcd.user("mirror", "first", permissions).await;
     etcd.enable_auth().await;
     let file = NamedTempFile::new().unwrap();
@@ -25,7 +25,7 @@ async fn user(etcd: &mut Etcd, permissions: Vec<Permission>) -> NamedTempFile {
 }
 
 /// Flags of a mirror of `/a/` with a user on both sides.
-fn flags(source: &NamedTempFile, target: &NamedTempFile) -> [String; 5] {
+pub(super) fn flags(source: &NamedTempFile, target: &NamedTempFile) -> [String; 5] {
     [
         "--prefix=/a/".to_owned(),
         "--source-user=mirror".to_owned(),

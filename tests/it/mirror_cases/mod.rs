@@ -16,6 +16,7 @@
 //! | 19, 35, 36 | scans beside heavy writes, a slow target, a million keys | `scans` |
 //! | 22, 23 | tokens, passwords, certificates | `access` |
 //! | 24, 25 | half-open connections, long silence, members that are gone | `links` |
+//! | 27 | leases that are the same on both sides | `leases` |
 //! | 28, 29 | switches and promotions | `agent` |
 //! | 31 | both directions, a chain, a circle | `directions`; of EtcdMirrors: `mirror_plan` |
 //! | 37 | seeded schedules against a model | `mirror` |
@@ -33,6 +34,7 @@ mod incident;
 mod judge;
 mod keys;
 mod kills;
+mod leases;
 mod limits;
 mod links;
 mod restored;
