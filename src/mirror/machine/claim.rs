@@ -8,7 +8,7 @@ use crate::mirror::checkpoint::{Claim, Claims, claims_text, parse_claims};
 use crate::mirror::circle::{Hop, Origin, circle, kept, origins};
 use crate::mirror::config::claims_key;
 use crate::mirror::text::shown;
-use crate::mirror::transaction::{Answer, Guard, Node, Transaction};
+use crate::mirror::transaction::{Answer, Guard, Lease, Node, Transaction};
 
 impl Machine {
     /// Why nothing must be copied, if keys of the target would come back to it.
@@ -64,7 +64,7 @@ impl Machine {
         let owner = self.settings.id.key("owner");
         let modified = self.own.claims.as_ref().map_or(0, |stored| stored.modified);
         let read = [Node::Get(owner.clone()), Node::Get(claims_key())];
-        let put = Node::Put { key: claims_key(), value: claims, parked: false };
+        let put = Node::Put { key: claims_key(), value: claims, lease: Lease::None };
         let transaction = Transaction {
             when: vec![Guard::Value(owner, self.owner.clone()), Guard::Modified(claims_key(), modified)],
             then: [put].into_iter().chain(read.clone()).collect(),
