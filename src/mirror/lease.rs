@@ -226,10 +226,8 @@ async fn life(leases: &mut LeaseClient, id: i64) -> Result<i64, Error> {
     Ok(leases.time_to_live(id, None).await?.granted_ttl().max(0))
 }
 
+/// Whether etcd, or its client, says so.
 fn says(error: &Error, words: &str) -> bool {
-    match error {
-        Error::GRpcStatus(status) => status.message().contains(words),
-        Error::LeaseKeepAliveError(message) => message.contains(words),
-        _ => false,
-    }
+    matches!(error, Error::GRpcStatus(status) if status.message().contains(words))
+        || matches!(error, Error::LeaseKeepAliveError(message) if message.contains(words))
 }

@@ -137,7 +137,7 @@ impl Ledger {
     }
 
     /// The next to be kept alive.
-    fn to_keep(&mut self) -> Vec<(i64, i64)> {
+    fn due_to_keep(&mut self) -> Vec<(i64, i64)> {
         if !self.keeping.is_free(self.ticks) {
             return Vec::new();
         }
@@ -150,7 +150,7 @@ impl Ledger {
     }
 
     /// The next for which the source is asked.
-    fn to_look(&mut self) -> Vec<i64> {
+    fn due_to_look(&mut self) -> Vec<i64> {
         if !self.asking.is_free(self.ticks) || !self.wanted.is_empty() {
             return Vec::new();
         }
@@ -287,11 +287,11 @@ impl Machine {
             };
             self.leases.forget(reached);
         }
-        let due = self.leases.to_keep();
+        let due = self.leases.due_to_keep();
         if !due.is_empty() {
             self.commands.push(Command::Lease(LeaseRequest::Keep(due)));
         }
-        let ids = self.leases.to_look();
+        let ids = self.leases.due_to_look();
         if !ids.is_empty() {
             self.commands.push(Command::Lease(LeaseRequest::Look(ids)));
         }
@@ -326,7 +326,9 @@ impl Machine {
     pub(super) fn on_no_lease(&mut self, flight: Option<&Flight>) {
         self.parked = false;
         let mut ids = BTreeSet::new();
-        flight.into_iter().for_each(|flight| leases_of(&flight.transaction.then, &mut ids));
+        if let Some(flight) = flight {
+            leases_of(&flight.transaction.then, &mut ids);
+        }
         if !ids.is_empty() {
             self.leases.known.retain(|id, _| !ids.contains(id));
             self.lost_keys();
@@ -374,28 +376,28 @@ mod tests {
         assert_eq!((interval(60), interval(2), interval(0), interval(i64::MAX)), (200, 6, 1, 12_000));
         let mut ledger = ledger();
         pass(&mut ledger, 199);
-        assert_eq!(ledger.to_keep(), []);
+        assert_eq!(ledger.due_to_keep(), []);
         pass(&mut ledger, 1);
-        assert_eq!(ledger.to_keep(), [(7, 60)]);
+        assert_eq!(ledger.due_to_keep(), [(7, 60)]);
         pass(&mut ledger, 50);
-        assert_eq!(ledger.to_keep(), [], "one request at a time");
+        assert_eq!(ledger.due_to_keep(), [], "one request at a time");
         ledger.keeping.end(ledger.ticks, true);
         assert!(!ledger.kept(vec![(7, 30)]), "it lives shorter than was thought");
         pass(&mut ledger, 49);
-        assert_eq!(ledger.to_keep(), [], "counted from when it was asked");
+        assert_eq!(ledger.due_to_keep(), [], "counted from when it was asked");
         pass(&mut ledger, 1);
-        assert_eq!(ledger.to_keep(), [(7, 30)]);
+        assert_eq!(ledger.due_to_keep(), [(7, 30)]);
         ledger.keeping.end(ledger.ticks, false);
-        assert_eq!(ledger.to_keep(), [], "not at once after a failure");
+        assert_eq!(ledger.due_to_keep(), [], "not at once after a failure");
         pass(&mut ledger, AGAIN_TICKS);
-        assert_eq!(ledger.to_keep(), [(7, 30)]);
+        assert_eq!(ledger.due_to_keep(), [(7, 30)]);
     }
 
     #[test]
     fn a_lease_is_kept_until_the_target_is_where_the_source_had_it_no_more() {
         let mut ledger = ledger();
         pass(&mut ledger, LOOK_TICKS);
-        assert_eq!(ledger.to_look(), [7]);
+        assert_eq!(ledger.due_to_look(), [7]);
         ledger.looked(&[7], 40);
         ledger.forget(39);
         assert!(ledger.known.contains_key(&7));
@@ -407,7 +409,7 @@ mod tests {
     fn a_lease_with_which_a_key_was_written_meanwhile_is_not_gone() {
         let mut ledger = ledger();
         pass(&mut ledger, LOOK_TICKS);
-        assert_eq!(ledger.to_look(), [7]);
+        assert_eq!(ledger.due_to_look(), [7]);
         assert!(ledger.uses(7) && !ledger.uses(8));
         ledger.looked(&[7, 8], 40);
         ledger.forget(50);
@@ -419,7 +421,7 @@ mod tests {
         assert!(ledger().kept(vec![(7, 0)]));
         let mut ledger = ledger();
         pass(&mut ledger, LOOK_TICKS);
-        ledger.to_look();
+        ledger.due_to_look();
         ledger.looked(&[7], 40);
         assert!(!ledger.kept(vec![(7, 0)]));
         assert!(ledger.known.is_empty());

@@ -164,7 +164,9 @@ impl Etcd {
         self.leases.values_mut().for_each(|lease| lease.left = lease.left.saturating_sub(1));
         let ended: Vec<i64> =
             self.leases.iter().filter(|(_, lease)| lease.left == 0).map(|(id, _)| *id).collect();
-        ended.iter().for_each(|id| self.revoke(*id));
+        for id in &ended {
+            self.revoke(*id);
+        }
         ended
     }
 

@@ -32,7 +32,7 @@ use crate::seeds::each;
 /// Histories of `cargo test`.
 const HISTORIES: u64 = 5_000;
 /// Seeds among which each bug must be found.
-const BUG_SEEDS: u64 = 6_000;
+const BUG_SEEDS: u64 = 2_000;
 /// Acts of a history before it settles.
 const ACTS: usize = 260;
 /// Rounds in which a small first sync is done.
@@ -397,9 +397,13 @@ fn settle(pair: &mut Pair, seen: &mut Seen) -> Result<(), String> {
     Err(format!("stuck: {} at {} of {}", view.phase, view.revision, pair.source.revision))
 }
 
-/// Nobody changes anything: what has a lease of the target must stay, and leases that the source does not have must not.
+/// Nobody changes anything but a lease of the target: its keys come back, those of the others stay, and leases that the source does
+/// not have end.
 fn keep(pair: &mut Pair) -> Result<(), String> {
     for round in 0..LEASE_ROUNDS {
+        if round == LEASE_ROUNDS / 4 {
+            lose_lease(pair);
+        }
         calm(pair, round);
     }
     if let Some(violation) = pair.violation.take() {

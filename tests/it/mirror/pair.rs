@@ -472,7 +472,9 @@ impl Pair {
                     kept.push(if ends { (*id, 60) } else { renewed(&mut self.target, *id) });
                 }
                 if self.bug == Bug::LossUnseen {
-                    kept.iter_mut().for_each(|(_, seconds)| *seconds = (*seconds).max(2));
+                    for (_, seconds) in &mut kept {
+                        *seconds = (*seconds).max(2);
+                    }
                 }
                 LeaseAnswer::Kept(kept)
             }
