@@ -243,7 +243,7 @@ impl Machine {
                 let checkpoint = own.checkpoint.clone().filter(|_| ours);
                 let parsed =
                     checkpoint.and_then(|stored| Some((Checkpoint::parse(&stored.value).ok()?, stored)));
-                self.own.claims = own.claims.clone();
+                self.own.claims.clone_from(&own.claims);
                 if let Some((checkpoint, stored)) = parsed {
                     return self.run_from(checkpoint, stored, own.revision);
                 }
