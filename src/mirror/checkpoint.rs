@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::circle::Origin;
 use super::config::{Config, Policy};
 use super::text;
 use crate::etcd::ClusterId;
@@ -152,6 +153,9 @@ pub struct Claim {
     /// The cluster that it copies.
     #[serde(with = "hex")]
     pub source: ClusterId,
+    /// Where the keys come from that it brings.
+    #[serde(default)]
+    pub origins: Vec<Origin>,
 }
 
 /// A value that is not what we write.
@@ -272,17 +276,17 @@ pub(super) fn digest(text: &str, digits: usize) -> String {
 }
 
 /// IDs of clusters as etcdctl prints them.
-mod hex {
+pub(super) mod hex {
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
     use crate::etcd::ClusterId;
 
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-    pub(super) fn serialize<S: Serializer>(id: &ClusterId, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(id: &ClusterId, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(id)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ClusterId, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ClusterId, D::Error> {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }

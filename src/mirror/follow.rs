@@ -3,20 +3,22 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, GetResponse, Txn, TxnOp, WatchOptions, WatchResponse,
+    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KvClient, Txn, TxnOp, WatchOptions,
+    WatchResponse,
 };
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::assembler::{Canceled, Event as WatchEvent, Response};
 use super::batch::Change;
-use super::checkpoint::Identity;
-use super::config::MirrorId;
+use super::checkpoint::{Claims, Identity, Owner, Role, parse_claims};
+use super::config::{MirrorId, claims_key};
 use super::connect::{Access, Connection, told};
 use super::keyspace::{Keyspace, Side, Span};
 use super::machine::{Event, Sample, SeenSite};
 use super::resync::{Entry, Page};
-use super::write::counted;
+use super::transaction::Stored;
+use super::write::{answer_of, counted};
 use crate::etcd::ClusterId;
 
 /// How long a linearizable read and a status may take: etcd itself gives up after 5 s + 2 elections.
@@ -29,6 +31,8 @@ const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) const PAGE_BYTES: usize = 64 << 20;
 /// Bytes of an answer of a watch. etcd sends what came before `created` in one piece, however large.
 const WATCH_BYTES: usize = 1 << 30;
+/// Owners that are read at once: fewer than etcd takes in a transaction.
+const OWNERS: usize = 64;
 /// Answers of a watch that wait for the machine; the rest waits in the connection's window, and at the source.
 const WATCH_ANSWERS: usize = 4;
 
@@ -213,13 +217,8 @@ impl Line {
         let end = first.range_end();
         let options = GetOptions::new().with_range(end).with_limit(1).with_keys_only();
         let read = self.within(PROBE_DEADLINE, kv.get(first.start, Some(options))).await?;
-        let site = match self.within(PROBE_DEADLINE, kv.get(site, None)).await {
-            Ok(answer) => {
-                answer.kvs().first().map_or(SeenSite::Absent, |kv| SeenSite::Value(kv.value().to_vec()))
-            }
-            Err(problem) if problem.contains("permission denied") => SeenSite::Unreadable,
-            Err(problem) => return Err(problem),
-        };
+        let (site, claims) = tokio::join!(self.site(kv.clone(), site), self.claims(kv));
+        let (site, claims) = (site?, claims?);
         let status = self.within(PROBE_DEADLINE, client.status()).await?;
         let header = read.header().ok_or("an answer without a header")?;
         let identity = Identity {
@@ -227,7 +226,35 @@ impl Line {
             term: status.raft_term(),
             applied: status.raft_applied_index(),
         };
-        Ok(Sample { identity, head: header.revision(), site, version: status.version().to_owned() })
+        Ok(Sample { identity, head: header.revision(), site, claims, version: status.version().to_owned() })
+    }
+
+    async fn site(&self, mut kv: KvClient, key: Vec<u8>) -> Result<SeenSite, String> {
+        let read = permitted(self.within(PROBE_DEADLINE, kv.get(key, None)).await)?;
+        let value = |read: GetResponse| read.kvs().first().map(|kv| kv.value().to_vec());
+        Ok(read.map_or(SeenSite::Unreadable, |read| value(read).map_or(SeenSite::Absent, SeenSite::Value)))
+    }
+
+    /// Claims of mirrors into the source, but for those that were promoted: they copy nothing any more. What cannot be
+    /// read, or is of a newer release, is not known.
+    async fn claims(&self, mut kv: KvClient) -> Result<Option<Claims>, String> {
+        let read = permitted(self.within(PROBE_DEADLINE, kv.get(claims_key(), None)).await)?;
+        let Some(read) = read else { return Ok(None) };
+        let Some(stored) = read.kvs().first() else { return Ok(Some(Claims::new())) };
+        let Ok(mut claims) = parse_claims(stored.value()) else { return Ok(None) };
+        let ids: Vec<MirrorId> = claims.keys().filter_map(|id| MirrorId::new(id).ok()).collect();
+        for ids in ids.chunks(OWNERS) {
+            let owners = ids.iter().map(|id| TxnOp::get(id.key("owner"), None));
+            let owners = Txn::new().and_then(owners.collect::<Vec<_>>());
+            let Some(owners) = permitted(self.within(PROBE_DEADLINE, kv.txn(owners)).await)? else {
+                return Ok(None);
+            };
+            let owners = answer_of(&owners).read();
+            for (id, _) in ids.iter().zip(owners).filter(|(_, owner)| owner.as_ref().is_some_and(promoted)) {
+                claims.remove(id.as_str());
+            }
+        }
+        Ok(Some(claims))
     }
 
     /// Written only if there is none: whoever was first has decided.
@@ -288,6 +315,19 @@ impl Line {
             room.send((Event::Watched(number, response), None));
         }
     }
+}
+
+/// An answer; `None`: the user's role has no right to it.
+fn permitted<T>(answer: Result<T, String>) -> Result<Option<T>, String> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(problem) if problem.contains("permission denied") => Ok(None),
+        Err(problem) => Err(problem),
+    }
+}
+
+fn promoted(owner: &Stored) -> bool {
+    Owner::parse(&owner.value).is_ok_and(|owner| owner.role == Role::Promoted)
 }
 
 /// A read of part of a side, linearizable.

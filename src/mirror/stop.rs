@@ -1,5 +1,6 @@
 //! Why a mirror stopped by itself: one reason and one sentence each, which says what to do.
 
+use super::circle::Origin;
 use super::resync::Counts;
 use super::text::shown;
 use crate::etcd::ClusterId;
@@ -31,6 +32,8 @@ pub enum Stop {
         /// A prefix of its own.
         prefix: String,
     },
+    /// Keys of the target would come back to it.
+    Circle(Origin),
     /// A key of ours that was not written by us.
     Unreadable {
         /// Its name.
@@ -97,6 +100,7 @@ impl Stop {
             Self::Site(_) => "SiteMismatch",
             Self::SameCluster(_) => "SameCluster",
             Self::Claimed { .. } => "RangeClaimed",
+            Self::Circle(_) => "MirrorLoop",
             Self::Unreadable { .. } => "CheckpointUnreadable",
             Self::CheckpointLost => "CheckpointLost",
             Self::CheckpointChanged => "CheckpointChanged",
@@ -139,7 +143,16 @@ impl std::fmt::Display for Stop {
             Self::Claimed { id, prefix } => write!(
                 to,
                 "the mirror {id:?} writes keys below {prefix:?} of this target, which overlap with this one's; map to \
-                 another prefix, or give that mirror's --id if this is to take its place"
+                 another prefix, or give that mirror's --id if this is to take its place. If it is no more: quorate mirror \
+                 release --id {id} with this target"
+            ),
+            Self::Circle(origin) => write!(
+                to,
+                "mirrors copy in a circle: {origin}, where keys below {:?} come back below {:?}. They would be written for \
+                 ever, and older values win over newer ones. Nothing is copied. Give each direction prefixes of its own; for \
+                 two etcds that take turns promote the other one. If one of these mirrors is no more, take its claim away: \
+                 quorate mirror release --id with its name, and --target with what it copied into",
+                origin.from, origin.to
             ),
             Self::Unreadable { key, problem } => write!(
                 to,

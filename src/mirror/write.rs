@@ -193,7 +193,7 @@ fn op(node: Node, lease: i64) -> TxnOp {
     }
 }
 
-fn answer_of(answer: &TxnResponse) -> Answer {
+pub(super) fn answer_of(answer: &TxnResponse) -> Answer {
     let results = answer.op_responses().into_iter().map(|result| match result {
         TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) => Outcome::Written,
         TxnOpResponse::Get(read) => Outcome::Read(read.kvs().first().map(stored)),

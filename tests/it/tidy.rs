@@ -9,7 +9,7 @@ use quorate::api::reason::Reason;
 
 /// Files of these names do I/O; all others are nouns and pure, so a name answers "can this fail because of the
 /// network?".
-const VERBS: [&str; 19] = [
+const VERBS: [&str; 20] = [
     "read",
     "observe",
     "inspect",
@@ -28,6 +28,7 @@ const VERBS: [&str; 19] = [
     "write",
     "verify",
     "promote",
+    "release",
     "switch",
 ];
 /// The edge of the program, and the file that holds the client and the only clock.

@@ -66,6 +66,8 @@ pub(super) enum Action {
     Checkpoint(OfTarget),
     /// List what a site that came back after this target was promoted had of its own.
     Lost(OfTarget),
+    /// Give the keys of a target free that a mirror has claimed which is no more; an agent of it that runs ends.
+    Release(OfTarget),
     #[command(flatten)]
     EtcdMirror(etcdmirror::Verb),
 }

@@ -15,7 +15,7 @@ pub(super) const EXIT_CODES: &str = "\
 Exit codes: 0 done, or told to stop; 1 differences found by --verify or --dry-run; 2 failed; 3 wrong usage; \
 10 the target has keys of its own; 11 the source is another cluster or was set back; 12 a scan would delete too much; \
 13 another agent has taken over; 14 the target was promoted, or the sites do not agree; 15 another mirror has claimed \
-the range; 16 the checkpoint was lost or changed by others; 17 a key or value that the target does not take.";
+the range, or the mirrors would copy in a circle; 16 the checkpoint was lost or changed by others; 17 a key or value that the target does not take.";
 
 /// Mirrors, or looks at a mirror's target.
 pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -23,6 +23,7 @@ pub(super) async fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Some(Action::Promote(of)) => target::promote(of).await,
         Some(Action::Checkpoint(of)) => target::checkpoint(of).await,
         Some(Action::Lost(of)) => target::lost(of).await,
+        Some(Action::Release(of)) => target::release(of).await,
         Some(Action::EtcdMirror(verb)) => etcdmirror::execute(verb).await,
         None => match arguments.config {
             Some(file) => follow::by_file(&file, &arguments.follow).await,
@@ -46,7 +47,7 @@ fn stopped(stop: &Stop) -> Exit {
         Stop::PruneGuard { .. } => 12,
         Stop::Fenced => 13,
         Stop::Promoted | Stop::Site(_) => 14,
-        Stop::Claimed { .. } => 15,
+        Stop::Claimed { .. } | Stop::Circle(_) => 15,
         Stop::Unreadable { .. } | Stop::CheckpointLost | Stop::CheckpointChanged => 16,
         Stop::ValueTooLarge { .. } | Stop::Nameless(_) | Stop::TooFewOperations => 17,
     };

@@ -1,4 +1,4 @@
-//! What needs the target only: to look at a checkpoint or a list, and to promote.
+//! What needs the target only: to look at a checkpoint or a list, to promote, and to take a claim away.
 
 use super::arguments::{OfTarget, mirror_id};
 use crate::cli::problem::Problem;
@@ -6,8 +6,8 @@ use crate::cli::{Exit, terminal};
 use crate::mirror::agent::lost::Lost;
 use crate::mirror::checkpoint::{Checkpoint, Position};
 use crate::mirror::connect::Connection;
-use crate::mirror::promote;
 use crate::mirror::write::read_own;
+use crate::mirror::{promote, release};
 
 pub(super) async fn promote(of: OfTarget) -> anyhow::Result<Exit> {
     let (id, access) = (mirror_id(&of.id)?, of.target.access()?);
@@ -40,6 +40,21 @@ pub(super) async fn promote(of: OfTarget) -> anyhow::Result<Exit> {
         )),
     }
     Ok(if whole && done.let_in.is_ok() { Exit::Done } else { Exit::Degraded })
+}
+
+pub(super) async fn release(of: OfTarget) -> anyhow::Result<Exit> {
+    let (id, access) = (mirror_id(&of.id)?, of.target.access()?);
+    let text = match release::release(&access, &id).await? {
+        Some(claim) => format!(
+            "the mirror {:?} from {} claims {:?} no more, and no agent of it writes there\n",
+            id.as_str(),
+            claim.source,
+            claim.prefixes
+        ),
+        None => format!("the mirror {:?} has no claim in this target\n", id.as_str()),
+    };
+    terminal::print(&text)?;
+    Ok(Exit::Done)
 }
 
 pub(super) async fn lost(of: OfTarget) -> anyhow::Result<Exit> {

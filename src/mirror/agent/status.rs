@@ -144,6 +144,8 @@ pub enum ProblemReason {
     SourceRewound,
     /// Another mirror writes part of the same range.
     ClaimOverlaps,
+    /// Mirrors copy in a circle.
+    MirrorLoop,
     /// etcd's own records name another active site, and nobody asked for a switch.
     ActiveMismatch,
     /// The target does not take a value of this size.
@@ -187,6 +189,7 @@ impl ProblemReason {
         Self::SourceChanged,
         Self::SourceRewound,
         Self::ClaimOverlaps,
+        Self::MirrorLoop,
         Self::ActiveMismatch,
         Self::ValueTooLarge,
         Self::TargetNoSpace,

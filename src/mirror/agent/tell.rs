@@ -176,6 +176,7 @@ pub fn reason(stop: &Stop) -> ProblemReason {
         Stop::Promoted | Stop::Site(_) => ProblemReason::ActiveMismatch,
         Stop::SameCluster(_) => ProblemReason::SameCluster,
         Stop::Claimed { .. } => ProblemReason::ClaimOverlaps,
+        Stop::Circle(_) => ProblemReason::MirrorLoop,
         Stop::Unreadable { .. } | Stop::CheckpointLost | Stop::CheckpointChanged => {
             ProblemReason::CheckpointDamaged
         }
@@ -223,6 +224,7 @@ fn sentence(config: &AgentConfig, stop: &Stop) -> String {
         | Stop::Fenced
         | Stop::SameCluster(_)
         | Stop::Claimed { .. }
+        | Stop::Circle(_)
         | Stop::Unreadable { .. }
         | Stop::CheckpointLost
         | Stop::CheckpointChanged
@@ -249,6 +251,7 @@ fn plan(stop: &Stop) -> Option<WaitingPlan> {
         | Stop::Site(_)
         | Stop::SameCluster(_)
         | Stop::Claimed { .. }
+        | Stop::Circle(_)
         | Stop::Unreadable { .. }
         | Stop::CheckpointLost
         | Stop::CheckpointChanged

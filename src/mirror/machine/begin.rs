@@ -5,8 +5,7 @@ use super::{Asked, Command, Link, Machine, Mode, Own, Sample, SeenSite, Stage, S
 use crate::etcd::ClusterId;
 use crate::mirror::assembler::Assembler;
 use crate::mirror::checkpoint::{
-    Area, Checkpoint, Claim, Claims, Identity, Owner, Position, Role, Scan, Site, SiteRole, Unreadable,
-    claims_text, digest, parse_claims,
+    Area, Checkpoint, Identity, Owner, Position, Role, Scan, Site, SiteRole, Unreadable, digest,
 };
 use crate::mirror::config::{Config, claims_key};
 use crate::mirror::resync::owned_after;
@@ -68,6 +67,9 @@ impl Machine {
         let seen = sample.identity.cluster;
         if seen.0 == self.own.cluster {
             return self.stop(Stop::SameCluster(seen));
+        }
+        if let Some(stop) = self.circle(&sample) {
+            return self.stop(stop);
         }
         if let Some(active) = self.settings.active.clone()
             && sample.site == SeenSite::Absent
@@ -142,7 +144,7 @@ impl Machine {
 
     /// One transaction: nobody else has become the owner meanwhile, and no other mirror has claimed a range.
     fn take_over(&mut self, source: ClusterId) {
-        let claims = match self.claims(source) {
+        let claims = match self.claims() {
             Ok(claims) => claims,
             Err(stop) => return self.stop(*stop),
         };
@@ -155,7 +157,9 @@ impl Machine {
             Guard::Modified(claims_key(), modified(&self.own.claims)),
         ];
         if let Some(claims) = claims {
-            then.push(put(&claims_key(), claims));
+            then.push(put(&claims_key(), claims.clone()));
+            // If it is not done, the keys are read again; if it is, its answer says when.
+            self.own.claims = Some(Stored { value: claims, modified: 0 });
         }
         if self.stored.is_none() {
             when.push(Guard::Created(checkpoint.clone(), 0));
@@ -185,30 +189,6 @@ impl Machine {
         }
     }
 
-    /// The claims with ours; `None`: they need no change.
-    fn claims(&self, source: ClusterId) -> Result<Option<Vec<u8>>, Box<Stop>> {
-        let stored = self.own.claims.as_ref().map(|stored| parse_claims(&stored.value)).transpose();
-        let mut claims: Claims = stored
-            .map_err(|problem| Stop::Unreadable { key: shown(&claims_key()), problem: problem.to_string() })?
-            .unwrap_or_default();
-        let prefixes = self.settings.config.target_prefixes();
-        let id = self.settings.id.as_str();
-        for (other, claim) in claims.iter().filter(|(other, _)| *other != id) {
-            let overlaps = |prefix: &&String| {
-                prefixes.iter().any(|own| own.starts_with(prefix.as_str()) || prefix.starts_with(own))
-            };
-            if let Some(prefix) = claim.prefixes.iter().find(overlaps) {
-                return Err(Box::new(Stop::Claimed { id: other.clone(), prefix: prefix.clone() }));
-            }
-        }
-        let own = Claim { prefixes, source };
-        if claims.get(id) == Some(&own) {
-            return Ok(None);
-        }
-        claims.insert(id.to_owned(), own);
-        Ok(Some(claims_text(&claims)))
-    }
-
     pub(super) fn on_taken(&mut self, answer: &Answer) {
         let read = answer.read().into_iter().next().flatten();
         let Some(stored) = read.filter(|_| answer.succeeded) else {
@@ -218,6 +198,9 @@ impl Machine {
             self.link = Link::Down;
             return self.ask(Asked::Own, Command::ReadOwn);
         };
+        if let Some(claims) = self.own.claims.as_mut().filter(|claims| claims.modified == 0) {
+            claims.modified = answer.revision;
+        }
         match Checkpoint::parse(&stored.value) {
             Ok(checkpoint) => self.run_from(checkpoint, stored),
             Err(problem) => {

@@ -11,6 +11,7 @@
 //! ```
 
 mod begin;
+mod claim;
 mod pages;
 mod source;
 mod stream;
@@ -22,7 +23,7 @@ pub use source::progress_is_exact;
 
 use super::assembler::{Assembler, Canceled, Response};
 use super::batch::Revision;
-use super::checkpoint::{Checkpoint, Identity, Owner, Position, Role, Site};
+use super::checkpoint::{Checkpoint, Claims, Identity, Owner, Position, Role, Site};
 use super::config::{Config, Limits, MirrorId, Policy};
 use super::keyspace::{Keyspace, Span};
 use super::resync::{Counts, Page};
@@ -177,6 +178,8 @@ pub struct Sample {
     pub head: i64,
     /// What it is in a pair.
     pub site: SeenSite,
+    /// Of mirrors that copy into it; absent: the user's role has no right to read them.
+    pub claims: Option<Claims>,
     /// Release of the etcd that answered.
     pub version: String,
 }
@@ -197,6 +200,7 @@ pub enum SeenSite {
 enum Asked {
     Own,
     Take,
+    Claim,
     Data,
     /// What the target has where this page of the source is.
     Page(u64),
@@ -299,6 +303,8 @@ pub struct Machine {
     link: Link,
     probing: Option<Floor>,
     sample: Option<Sample>,
+    /// Mirrors into the source have other claims than when ours was last looked at.
+    claim_due: bool,
     watch: u64,
     assembler: Assembler,
     waiting: VecDeque<Revision>,
@@ -392,6 +398,7 @@ impl Machine {
             link: Link::Down,
             probing: None,
             sample: None,
+            claim_due: false,
             watch: 0,
             assembler: Assembler::new(1, 0),
             waiting: VecDeque::new(),

@@ -56,6 +56,13 @@ impl Machine {
             } else if let Some(problem) = self.site_problem(&sample) {
                 return self.stop(Stop::Site(problem));
             }
+            let known = self.sample.as_ref().and_then(|sample| sample.claims.as_ref());
+            if known != sample.claims.as_ref() {
+                self.claim_due = true;
+                if let Some(stop) = self.circle(&sample) {
+                    return self.stop(stop);
+                }
+            }
         }
         self.sample = Some(sample);
         match self.link {

@@ -16,6 +16,9 @@ impl Machine {
             Stage::Looking | Stage::Taking | Stage::Over => {}
             Stage::Counting(_) => self.go_on_with_pages(),
             Stage::Running => {
+                if self.claim_again() {
+                    return;
+                }
                 if std::mem::take(&mut self.compacted) {
                     let (config, began) = (self.settings.config.clone(), self.counter() + 1);
                     self.scan_anew(&config, began);
@@ -64,6 +67,7 @@ impl Machine {
     pub(super) fn on_committed(&mut self, answer: &Answer) {
         match self.asked.take() {
             Some(Asked::Take) => self.on_taken(answer),
+            Some(Asked::Claim) => self.on_claimed(answer),
             Some(Asked::Data) if answer.succeeded => self.landed(Some(answer), answer.revision),
             Some(Asked::Data) => {
                 let mut read = answer.read().into_iter();
@@ -170,7 +174,7 @@ impl Machine {
                 self.limits.level /= 2;
             }
             (Refusal::TooManyOperations, _) => self.stop(Stop::TooFewOperations),
-            (Refusal::TooLarge, Some(Asked::Take)) => {
+            (Refusal::TooLarge, Some(Asked::Take | Asked::Claim)) => {
                 self.stop(Stop::ValueTooLarge { key: claims_key(), bytes: 0 });
             }
             (Refusal::TooLarge, _) => self.shrink(flight),
@@ -193,6 +197,7 @@ impl Machine {
         match self.asked.take() {
             // Read what is known, and go on from there.
             Some(Asked::Own | Asked::Take | Asked::Data) => self.ask(Asked::Own, Command::ReadOwn),
+            Some(Asked::Claim) => self.claim_due = true,
             // Asked for again by whatever needs it.
             Some(Asked::Page(_) | Asked::Count | Asked::Park) | None => {}
         }
@@ -210,6 +215,7 @@ impl Machine {
                 let checkpoint = own.checkpoint.clone().filter(|_| ours);
                 let parsed =
                     checkpoint.and_then(|stored| Some((Checkpoint::parse(&stored.value).ok()?, stored)));
+                self.own.claims.clone_from(&own.claims);
                 if let Some((checkpoint, stored)) = parsed {
                     return self.run_from(checkpoint, stored);
                 }

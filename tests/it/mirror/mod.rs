@@ -15,7 +15,10 @@ mod server;
 
 use std::sync::Mutex;
 
-use quorate::mirror::config::{Config, Leases, Limits, Policy};
+use quorate::etcd::ClusterId;
+use quorate::mirror::checkpoint::{Claim, Claims, parse_claims};
+use quorate::mirror::circle::{Hop, Origin};
+use quorate::mirror::config::{Config, Leases, Limits, Policy, claims_key};
 use quorate::mirror::keyspace::{Mapping, Side};
 use quorate::mirror::machine::{Event, Mode};
 use quorate::mirror::stop::Stop;
@@ -416,6 +419,39 @@ fn every_planted_bug_is_found() {
     }
     println!("{table}");
     assert_eq!(table.lines().count(), bugs::ALL.len());
+}
+
+/// So many mirrors into the source, each from an etcd of its own.
+fn upstream(mirrors: usize) -> Claims {
+    let claim = |number: usize| {
+        let (mirror, source) = (format!("up-{number}"), ClusterId(0xc0 + number as u64));
+        let path = vec![Hop { mirror: mirror.clone(), source }];
+        let origins = vec![Origin { path, from: "/a/".to_owned(), to: "/a/".to_owned() }];
+        (mirror, Claim { prefixes: vec!["/a/".to_owned()], source, origins })
+    };
+    (0..mirrors).map(claim).collect()
+}
+
+#[test]
+fn where_keys_come_from_is_handed_on_whatever_gets_lost() {
+    for seed in 0..100 {
+        let mut pair = Pair::new(seed, config(2), Bug::None);
+        pair.start(Mode::Follow, None);
+        for round in 0..2_000 {
+            let faults = round < 1_500;
+            if faults && round % 60 == 0 {
+                pair.upstream = upstream(round / 60 % 4);
+                pair.haunt();
+                write(&mut pair);
+            }
+            pair.advance(0, faults);
+            calm(&mut pair, round);
+        }
+        let claims = parse_claims(&pair.target.stored(&claims_key()).unwrap().value).unwrap();
+        let expected = pair.upstream.len() + 1;
+        assert_eq!(claims["default"].origins.len(), expected, "{seed}: {}", pair.journal.join("\n"));
+        assert_eq!(pair.violation, None, "{seed}");
+    }
 }
 
 /// Used nowhere else: the random generator of a history belongs to it.

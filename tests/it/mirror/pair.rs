@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use quorate::mirror::assembler::{Canceled, Event as WatchEvent, Response, STREAM};
 use quorate::mirror::batch::Change;
+use quorate::mirror::checkpoint::Claims;
 use quorate::mirror::config::{Config, Limits, MirrorId, Policy, claims_key};
 use quorate::mirror::keyspace::{Side, Span};
 use quorate::mirror::machine::{Command, Event, Machine, Mode, Own, Sample, SeenSite, Settings};
@@ -61,6 +62,8 @@ pub(super) struct Pair {
     /// What the source was before it was set back.
     pub(super) before: Vec<Etcd>,
     pub(super) target: Etcd,
+    /// Claims in the source.
+    pub(super) upstream: Claims,
     pub(super) agents: Vec<Agent>,
     /// Transactions whose sender has given them up.
     ghosts: Vec<Transaction>,
@@ -93,6 +96,7 @@ impl Pair {
             source: Etcd::new(0xa),
             before: Vec::new(),
             target: Etcd::new(0xb),
+            upstream: Claims::new(),
             agents: Vec::new(),
             ghosts: Vec::new(),
             config,
@@ -385,6 +389,7 @@ impl Pair {
                 identity: self.source.identity,
                 head: self.source.revision,
                 site: SeenSite::Absent,
+                claims: Some(self.upstream.clone()),
                 version: "3.6.16".to_owned(),
             }),
             Command::ReadSource(number, span, limit) => {

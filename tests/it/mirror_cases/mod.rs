@@ -17,7 +17,7 @@
 //! | 22, 23 | tokens, passwords, certificates | `access` |
 //! | 24, 25 | half-open connections, long silence, members that are gone | `links` |
 //! | 28, 29 | switches and promotions | `agent` |
-//! | 31 | both directions, a chain; circles are the operator's to refuse | `directions`; `mirror_plan` |
+//! | 31 | both directions, a chain, a circle | `directions`; of EtcdMirrors: `mirror_plan` |
 //! | 37 | seeded schedules against a model | `mirror` |
 //! | 38 | a clock that jumps: no code that decides reads one | `tidy` |
 //!
