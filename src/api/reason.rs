@@ -219,6 +219,10 @@ pub enum Reason {
     FenceRefused,
     /// The sites of a mirror cannot be switched now.
     SwitchRefused,
+    /// A site of a mirror was made active, and the one that was does not follow it yet.
+    SwitchUnfinished,
+    /// Writers of a mirror's active site are still kept out.
+    WritersKeptOut,
     /// A site of a mirror is back after the other one was promoted without it.
     SiteReturned,
     /// Somebody else writes to the mirrored range of the target.
@@ -335,6 +339,8 @@ impl Reason {
         Self::FenceMissing,
         Self::FenceRefused,
         Self::SwitchRefused,
+        Self::SwitchUnfinished,
+        Self::WritersKeptOut,
         Self::SiteReturned,
         Self::ForeignWrites,
     ];

@@ -796,6 +796,39 @@ fn a_switch_that_is_refused_does_not_stop_the_copying() {
     );
 }
 
+/// What is left of a switch after its promotion: alerts are not silent as they are during one.
+#[test]
+fn a_promoted_switch_that_does_not_end_is_told() {
+    let desired = desired(&json!({"active": "codfw", "fence": {"mode": "Manual"}}));
+    let with = |phase, reason, message: &str| {
+        let problem = Some(Problem { reason, message: message.to_owned() });
+        let answer = AgentStatus { phase, problem, active: Some("codfw".to_owned()), ..streaming() };
+        conditions(&told(&desired, &answering(&desired, answer)))
+    };
+    let told = [
+        with(AgentPhase::Stopped, ProblemReason::SwitchUnfinished, "eqiad does not follow it yet."),
+        with(AgentPhase::Streaming, ProblemReason::WritersKeptOut, "Writers of codfw are still kept out."),
+    ];
+    expect![[r#"
+        not Ready SwitchUnfinished: eqiad does not follow it yet.
+        InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
+        InSync Healthy: The lag is within 1m.
+        SourceReachable Healthy: codfw answers with quorum.
+        TargetReachable Healthy: eqiad answers with quorum.
+        not Verified NeverVerified: Both sides were not compared yet. Ask with: kubectl quorate mirror verify.
+        Stalled SwitchUnfinished: eqiad does not follow it yet.
+
+        Ready Healthy: The target follows within spec.lagObjective (1m).
+        InitialSyncComplete InitialSyncDone: The target was equal to the source once; what is copied since are changes.
+        InSync Healthy: The lag is within 1m.
+        SourceReachable Healthy: codfw answers with quorum.
+        TargetReachable Healthy: eqiad answers with quorum.
+        not Verified NeverVerified: Both sides were not compared yet. Ask with: kubectl quorate mirror verify.
+        Stalled WritersKeptOut: Writers of codfw are still kept out.
+    "#]]
+    .assert_eq(&told.join("\n"));
+}
+
 #[test]
 fn an_agent_of_an_earlier_file_speaks_for_nobody() {
     let desired = desired(&json!({}));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::config::{AgentConfig, Fence};
-use super::heed::{Heeded, heeded};
+use super::heed::{Heeded, heeded, kept_out, unfinished};
 use super::lost::Lost;
 use super::order::{self, writers};
 use super::run::{Agent, COMPARE_AGAIN, RECORDS_AGAIN, Turned, record, records};
@@ -53,7 +53,13 @@ impl Agent {
         match self.let_in_again(old, to).await {
             Ok(true) => {}
             Ok(false) => return Turned::Again,
-            Err(more) => problem.message = format!("{}; and {}", problem.message, more.message),
+            Err(more) => {
+                let message = format!(
+                    "{}; and writers of {} are still kept out: {}",
+                    problem.message, old.active, more.message
+                );
+                problem = Problem { reason: ProblemReason::WritersKeptOut, message };
+            }
         }
         let (from, seconds) = (&old.active, SWITCH_AGAIN.as_secs());
         problem.message = format!(
@@ -72,13 +78,7 @@ impl Agent {
         before: Option<&AgentConfig>,
     ) -> Turned {
         let Err(problem) = self.let_in_again(old, to).await else { return Turned::Again };
-        let message = format!(
-            "Writers of {} are still kept out: {}. It is copied from, and it is tried again every {} s.",
-            old.active,
-            problem.message,
-            SWITCH_AGAIN.as_secs()
-        );
-        self.copy_for_a_while(old, Problem { message, ..problem }, before).await
+        self.copy_for_a_while(old, kept_out(&old.active, &problem.message), before).await
     }
 
     /// Copies as before while something else waits for a person.
@@ -151,7 +151,8 @@ impl Agent {
         let term = promote(&pair, &attempt, &compared, to).await?;
         self.state().known.recorded = Some(to.to_owned());
         self.step("Reverse");
-        welcome(old, &pair, to).await;
+        // Whatever comes of it: the records say what is left to do.
+        drop(welcome(old, &pair, to).await);
         let lost = lost(&pair, &order, compared.revision, &old.active).await;
         reverse(&pair, term, to, Scan::new(0)).await?;
         self.finish(lost);
@@ -160,27 +161,32 @@ impl Agent {
 
     /// What is left of a switch whose new side is active.
     pub(super) async fn end_switch(&self, old: &AgentConfig, to: &str, term: u64) -> Turned {
-        let done = match pair(old, to) {
-            Ok(pair) => {
-                self.begin(&old.active, to);
-                self.step("Reverse");
-                welcome(old, &pair, to).await;
-                reverse(&pair, term, to, Scan::new(0)).await.map_err(Problem::from)
-            }
-            Err(problem) => Err(problem),
-        };
-        match done {
+        match self.end_steps(old, to, term).await {
             Ok(()) => self.finish(None),
             Err(problem) => {
-                tracing::error!(
-                    "{to} is active, and {} does not follow it yet: {}",
-                    old.active,
-                    problem.message
-                );
+                tracing::error!(reason = %problem.reason, "{}", problem.message);
+                self.state().known.problem = Some(problem);
                 tokio::time::sleep(RECORDS_AGAIN).await;
             }
         }
         Turned::Again
+    }
+
+    /// If writers are still kept out of the new side that is told first: it keeps applications from working.
+    async fn end_steps(&self, old: &AgentConfig, to: &str, term: u64) -> Result<(), Problem> {
+        let waits = |problem: Problem| unfinished(to, &old.active, &problem.message);
+        let pair = pair(old, to).map_err(waits)?;
+        self.begin(&old.active, to);
+        if !self.state().known.switch.as_ref().is_some_and(Switch::is_promoted) {
+            self.step("Reverse");
+        }
+        let kept_out = welcome(old, &pair, to).await;
+        let Err(error) = reverse(&pair, term, to, Scan::new(0)).await else { return Ok(()) };
+        let unfinished = waits(error.into());
+        Err(kept_out.map_or(unfinished.clone(), |Problem { reason, message }| Problem {
+            reason,
+            message: format!("{message} {}", unfinished.message),
+        }))
     }
 
     /// Tells what a site has of its own that is back after a person promoted the other one, and lets it follow once a person has
@@ -209,7 +215,9 @@ impl Agent {
         if let Some(writers) = writers(old, &old.active)? {
             authorize::fence(&writers).await?;
         }
-        welcome(old, &pair, to).await;
+        if let Some(problem) = welcome(old, &pair, to).await {
+            return Err(problem);
+        }
         self.step("List");
         let (found, counts) = survey(&pair, &old.active, term).await?;
         keep(&pair, &found).await?;
@@ -330,11 +338,13 @@ async fn let_in(config: &AgentConfig, pair: &Pair, site: &str) -> Result<(), Pro
     }
 }
 
-/// The same at a side that has become active. If it fails, the records say so for as long as it is not done.
-async fn welcome(config: &AgentConfig, pair: &Pair, site: &str) {
-    if let Err(problem) = let_in(config, pair, site).await {
-        tracing::error!("{site} is active, and its writers are still kept out: {}", problem.message);
-    }
+/// The same at a side that has become active; what is in the way, if they are still kept out. The records say so for as
+/// long as it is not done.
+async fn welcome(config: &AgentConfig, pair: &Pair, site: &str) -> Option<Problem> {
+    let problem = let_in(config, pair, site).await.err()?;
+    let problem = kept_out(site, &problem.message);
+    tracing::error!(reason = %problem.reason, "{}", problem.message);
+    Some(problem)
 }
 
 fn refused(message: String) -> Problem {

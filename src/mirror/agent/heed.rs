@@ -4,6 +4,7 @@
 //! switch do not explain is left alone.
 
 use super::config::AgentConfig;
+use super::status::{Problem, ProblemReason, Switch};
 use crate::mirror::checkpoint::{Site, SiteRole};
 
 /// What a site's own keys say.
@@ -101,10 +102,55 @@ fn promoted(config: &AgentConfig, old: Box<AgentConfig>, before: &Site, (to, now
     Heeded::Follow(Box::new(config.clone()))
 }
 
+/// What a person must know while the records of one site are not known: nothing can be ended then. `switch` is what the
+/// agent knows of the last one.
+pub fn unknown(
+    config: &AgentConfig,
+    records: &[Option<Record>; 2],
+    switch: Option<&Switch>,
+) -> Option<Problem> {
+    let [first, second] = &config.sites;
+    let (active, other, record) = match records {
+        [Some(record), None] => (&first.name, &second.name, record),
+        [None, Some(record)] => (&second.name, &first.name, record),
+        [Some(_), Some(_)] | [None, None] => return None,
+    };
+    if record.site.role != SiteRole::Active {
+        return None;
+    }
+    if record.fenced {
+        let why = format!(
+            "a switch has taken their permissions, and nothing is known of {other}, which may have become active since"
+        );
+        return Some(kept_out(active, &why));
+    }
+    let promoted = switch.is_some_and(|switch| switch.is_promoted() && switch.to == *active);
+    promoted.then(|| unfinished(active, other, "it does not answer"))
+}
+
+/// Writers of the active site are kept out.
+pub(super) fn kept_out(active: &str, why: &str) -> Problem {
+    let message = format!(
+        "Writers of {active} are still kept out: {why}. It is tried again and again. Cure it; or grant by hand what \
+         the key fence of {active} names, and delete it."
+    );
+    Problem { reason: ProblemReason::WritersKeptOut, message }
+}
+
+/// A switch whose new side is active has not ended.
+pub(super) fn unfinished(active: &str, old: &str, why: &str) -> Problem {
+    let message = format!(
+        "{active} is active, and {old} does not follow it yet: {why}. What is written to {active} is nowhere else until \
+         then. It is tried again and again. Cure it."
+    );
+    Problem { reason: ProblemReason::SwitchUnfinished, message }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::mirror::agent::config::Fence;
+    use crate::mirror::agent::status::{SwitchResult, SwitchStep};
 
     fn config(active: &str, fence: Option<Fence>) -> AgentConfig {
         let text = r#"{"fingerprint": "f", "id": "default", "active": "", "sites": [
@@ -171,5 +217,26 @@ mod tests {
             let file = config("b", MANUAL);
             assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
         }
+    }
+
+    #[test]
+    fn what_nobody_can_end_while_a_site_is_silent_is_told() {
+        let known = |role, fenced| Some(Record { fenced, ..record(role, 2, "b") });
+        let step = SwitchStep { name: "Reverse".to_owned(), ..SwitchStep::default() };
+        let switch = Switch { to: "b".to_owned(), steps: vec![step], ..Switch::default() };
+        let done = Switch { result: Some(SwitchResult::Done), ..switch.clone() };
+        let other = Switch { to: "a".to_owned(), ..switch.clone() };
+        let reason = |records: [Option<Record>; 2], switch| {
+            unknown(&config("b", MANUAL), &records, switch).map(|problem| problem.reason)
+        };
+        let active = |fenced| [None, known(SiteRole::Active, fenced)];
+        assert_eq!(reason(active(false), Some(&switch)), Some(ProblemReason::SwitchUnfinished));
+        assert_eq!(reason(active(true), Some(&switch)), Some(ProblemReason::WritersKeptOut));
+        assert_eq!(reason([known(SiteRole::Active, true), None], None), Some(ProblemReason::WritersKeptOut));
+        for switch in [None, Some(&done), Some(&other)] {
+            assert_eq!(reason(active(false), switch), None, "a follower that is silent, and nothing else");
+        }
+        assert_eq!(reason([None, known(SiteRole::Follower, true)], Some(&switch)), None);
+        assert_eq!(reason([None, None], Some(&switch)), None);
     }
 }

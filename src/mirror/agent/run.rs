@@ -9,7 +9,7 @@ use etcd_client::{Txn, TxnOp, TxnOpResponse};
 use jiff::Timestamp;
 
 use super::config::{AgentConfig, RunState};
-use super::heed::{Heeded, Record, heeded};
+use super::heed::{Heeded, Record, heeded, unknown};
 use super::order;
 use super::status::{AgentStatus, Problem, ProblemReason, SwitchResult, Verification};
 use super::tell::{self, Known};
@@ -128,8 +128,13 @@ impl Agent {
         state.unread = records.iter().any(Option::is_none);
         let unread = state.unread;
         let known = &mut state.known;
-        if !matches!(heeded, Heeded::Return { .. }) {
-            (known.problem, known.plan) = (None, None);
+        // What is tried again and again is told until it is done, or there is something else to do.
+        match &heeded {
+            Heeded::Return { .. } => {}
+            Heeded::Reverse { .. } => known.plan = None,
+            Heeded::Follow(_) | Heeded::NoFence(_) | Heeded::TakeBack { .. } | Heeded::Switch { .. } => {
+                (known.problem, known.plan) = (unknown(config, &records, known.switch.as_ref()), None);
+            }
         }
         match &heeded {
             Heeded::Follow(config) => {
@@ -150,10 +155,10 @@ impl Agent {
                     ),
                 });
             }
-            Heeded::TakeBack { old, .. } | Heeded::Switch { old, .. } | Heeded::Reverse { old, .. } => {
+            Heeded::TakeBack { old, .. } | Heeded::Switch { old, .. } => {
                 known.recorded = Some(old.active.clone());
             }
-            Heeded::Return { to, .. } => known.recorded = Some(to.clone()),
+            Heeded::Reverse { to, .. } | Heeded::Return { to, .. } => known.recorded = Some(to.clone()),
         }
         heeded
     }
@@ -170,7 +175,9 @@ impl Agent {
                 if heeded(config, &records) != Heeded::Follow(Box::new(config.clone())) {
                     return;
                 }
-                self.state().unread = records.iter().any(Option::is_none);
+                let mut state = self.state();
+                state.unread = records.iter().any(Option::is_none);
+                state.known.problem = unknown(config, &records, state.known.switch.as_ref());
             }
         }
     }

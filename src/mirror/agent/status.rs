@@ -164,6 +164,10 @@ pub enum ProblemReason {
     FenceRefused,
     /// The sites cannot be switched now.
     SwitchRefused,
+    /// A site was made active, and the one that was does not follow it yet.
+    SwitchUnfinished,
+    /// Writers of the active site are still kept out.
+    WritersKeptOut,
     /// A site is back after the other one was promoted without it.
     SiteReturned,
     /// Another agent has taken over.
@@ -199,6 +203,8 @@ impl ProblemReason {
         Self::FenceMissing,
         Self::FenceRefused,
         Self::SwitchRefused,
+        Self::SwitchUnfinished,
+        Self::WritersKeptOut,
         Self::SiteReturned,
         Self::AnotherAgent,
         Self::ForeignWrites,
@@ -334,6 +340,11 @@ pub struct Switch {
 }
 
 impl Switch {
+    /// Whether all that is left is to let the old side follow the new one, which is active.
+    pub fn is_promoted(&self) -> bool {
+        self.result.is_none() && self.steps.last().is_some_and(|step| step.name == "Reverse")
+    }
+
     /// Ends the step that is under way.
     pub fn end_step(&mut self, now: Timestamp) {
         if let Some(last) = self.steps.last_mut() {

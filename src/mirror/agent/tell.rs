@@ -57,7 +57,8 @@ pub fn status(config: &AgentConfig, report: &Report, known: &Known, now: Instant
     let mut status = AgentStatus {
         fingerprint: config.fingerprint.clone(),
         started_at: known.started_at,
-        phase: phase(config, report, known.switching, problem.is_some()),
+        // One that does not come to its end is no switch for which alerts have to be silent.
+        phase: phase(config, report, known.switching && known.problem.is_none(), problem.is_some()),
         problem: problem.or_else(|| known.notice.clone()),
         active: known.recorded.clone(),
         switch: known.switch.clone(),
@@ -317,6 +318,16 @@ mod tests {
             "{}",
             problem.message
         );
+    }
+
+    #[test]
+    fn a_switch_in_which_something_is_in_the_way_is_told_as_stopped() {
+        let switching = Known { switching: true, ..Known::default() };
+        let problem =
+            Problem { reason: ProblemReason::SwitchUnfinished, message: "a does not answer".to_owned() };
+        let waits = Known { problem: Some(problem), ..switching.clone() };
+        let phase = |known: &Known| status(&config(), &Report::default(), known, Instant::now()).phase;
+        assert_eq!((phase(&switching), phase(&waits)), (AgentPhase::Switching, AgentPhase::Stopped));
     }
 
     #[test]

@@ -390,6 +390,54 @@ async fn a_fence_that_would_not_hold_is_refused_and_takes_nothing() {
     assert!(!agent.said().contains("secret"), "a password was logged");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_of_a_switch_after_its_promotion_is_told_until_it_is_done() {
+    let (pair, mut file) = guarded().await;
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    // The mirror may not write at the old side any more.
+    let may = async |permission: Permission| {
+        let all = permission.with_all_keys();
+        pair.source.client().await.role_grant_permission("mirror", all).await.unwrap();
+    };
+    may(Permission::read("")).await;
+    file.change(|config| config.active = "b".to_owned());
+    let is = |reason| move |status: &AgentStatus| problem(status) == Some(reason);
+    let said = until_it_says(&agent, "that a does not follow yet", is(ProblemReason::SwitchUnfinished)).await;
+    assert_eq!((said.active.as_deref(), said.phase), (Some("b"), AgentPhase::Stopped));
+    let message = said.problem.unwrap().message;
+    assert!(message.starts_with("b is active") && message.contains("permission denied"), "{message}");
+    assert!(may_write(&pair.target, "/k/at b").await);
+    may(Permission::read_write("")).await;
+    until_it_says(&agent, "that it follows", follows("b")).await;
+
+    // Root's password is wrong at the side that was fenced.
+    let wrong = file.secret("wrong.password", "wrong");
+    let right = with_password_of_root_at_a(&mut file, &wrong);
+    file.change(|config| config.active = "a".to_owned());
+    let said = until_it_says(&agent, "that writers are kept out", is(ProblemReason::WritersKeptOut)).await;
+    assert_eq!(said.active.as_deref(), Some("a"));
+    let message = said.problem.unwrap().message;
+    assert!(message.starts_with("Writers of a") && !message.contains("wrong"), "{message}");
+    assert!(!may_write(&pair.source, "/k/denied").await);
+    alike(&pair.source, "/k/", &pair.target, "/k/").await;
+    with_password_of_root_at_a(&mut file, &right);
+    let said = until_it_says(&agent, "that all is well", follows("a")).await;
+    assert_eq!(said.term, Some(3));
+    assert!(may_write(&pair.source, "/k/at a").await);
+}
+
+/// Exchanges the file of root's password; the one before.
+fn with_password_of_root_at_a(file: &mut File, password: &str) -> String {
+    let mut before = None;
+    file.change(|config| {
+        let Some(Fence::Roles { root, .. }) = &mut config.fence else { panic!("a fence of roles") };
+        let root = root.get_mut("a").unwrap();
+        before = root.password_file.replace(password.to_owned());
+    });
+    before.unwrap()
+}
+
 /// How root comes, and who writes, at one etcd.
 fn writers(etcd: &Etcd, secrets: &TempDir) -> Writers {
     let password = secrets.path().join("root");
