@@ -196,7 +196,7 @@ fn a_new_mirror_gets_its_file_its_agent_and_its_active_site() {
     assert_eq!(plan.findings, []);
     let text = manifest(&plan, "ConfigMap", "dc-agent")["data"]["config.yaml"].as_str().unwrap();
     expect![[r#"
-        fingerprint: 29ab28c6574b6dd2
+        fingerprint: 276b40181e98d674
         namespace: team
         name: dc
         id: default
@@ -224,6 +224,7 @@ fn a_new_mirror_gets_its_file_its_agent_and_its_active_site() {
         overwrite: false
         prune: false
         leases: Strip
+        foreignWrites: Report
         verify:
           everySeconds: 86400
         limits: {}
