@@ -68,6 +68,9 @@ impl Machine {
         if seen.0 == self.own.cluster {
             return self.stop(Stop::SameCluster(seen));
         }
+        if let Some(problem) = self.site_problem(&sample) {
+            return self.stop(Stop::Site(problem));
+        }
         if let Some(stop) = self.circle(&sample) {
             return self.stop(stop);
         }
@@ -79,9 +82,6 @@ impl Machine {
             // Nothing else is asked of the source until that is answered.
             self.link = Link::Up;
             return self.commands.push(Command::WriteSite(site.text()));
-        }
-        if let Some(problem) = self.site_problem(&sample) {
-            return self.stop(Stop::Site(problem));
         }
         let other = stored.and_then(|stored| undercut(floor(stored), &sample));
         self.sample = Some(sample);
