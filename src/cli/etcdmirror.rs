@@ -167,7 +167,10 @@ async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
     };
     write(&host, &switch.change, &json!({"spec": spec})).await?;
     match switch.wait.filter(|_| !switch.change.dry_run) {
-        Some(longest) => follow(&host, name, &to, longest).await,
+        Some(longest) => {
+            let before = object.status.and_then(|status| status.switch);
+            follow(&host, name, (&to, before.as_ref()), longest).await
+        }
         None => Ok(Exit::Done),
     }
 }
@@ -199,7 +202,12 @@ fn wanted(object: &EtcdMirror, switch: &Switch) -> Result<Option<String>, String
 }
 
 /// Prints every step until it is over.
-async fn follow(host: &Host, name: &str, to: &str, longest: Duration) -> anyhow::Result<Exit> {
+async fn follow(
+    host: &Host,
+    name: &str,
+    (to, before): (&str, Option<&SwitchStatus>),
+    longest: Duration,
+) -> anyhow::Result<Exit> {
     let api: Api<EtcdMirror> = Api::namespaced(host.client.clone(), &host.namespace);
     let mut changes = watcher::watch_object(api, name).default_backoff().boxed();
     let mut last = String::new();
@@ -210,7 +218,7 @@ async fn follow(host: &Host, name: &str, to: &str, longest: Duration) -> anyhow:
                 return Err(Problem::Other(what).into());
             };
             let status = object.status.unwrap_or_default();
-            let (line, ended) = progress(&status, to);
+            let (line, ended) = progress(&since(status, before), to);
             if line != last {
                 terminal::print(&line)?;
                 last = line;
@@ -229,6 +237,12 @@ async fn follow(host: &Host, name: &str, to: &str, longest: Duration) -> anyhow:
         "not done within {seconds} s; it goes on: kubectl quorate mirror status {name}"
     ));
     Ok(Exit::Timeout)
+}
+
+/// What the status says, without a switch that had ended before: one that was taken back may have gone the same way.
+fn since(mut status: EtcdMirrorStatus, before: Option<&SwitchStatus>) -> EtcdMirrorStatus {
+    status.switch.take_if(|switch| switch.finished_at.is_some() && Some(&*switch) == before);
+    status
 }
 
 /// A line about a switch to `to`, and how it ended once it has.
@@ -498,6 +512,12 @@ mod tests {
         let earlier =
             of(json!({"source": "eqiad", "switch": {"from": "codfw", "to": "eqiad", "step": "Done"}}));
         assert_eq!(earlier.1, None, "a switch of another day");
+        let aborted =
+            json!({"from": "eqiad", "to": "codfw", "step": "Aborted", "finishedAt": "2026-01-02T03:04:09Z"});
+        let before: SwitchStatus = serde_json::from_value(aborted.clone()).unwrap();
+        let status = || serde_json::from_value(json!({"source": "eqiad", "switch": aborted})).unwrap();
+        assert_eq!(progress(&since(status(), Some(&before)), "codfw").1, None, "one that was taken back");
+        assert_eq!(progress(&since(status(), None), "codfw").1, Some(Exit::Unavailable));
         let exchanged =
             of(json!({"source": "codfw", "conditions": [condition("Ready", "True", "Healthy", "")]}));
         assert_eq!(exchanged.1, Some(Exit::Done), "by an agent that is gone");
