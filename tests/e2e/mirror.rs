@@ -5,15 +5,15 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use etcd_client::GetOptions;
+use etcd_client::{Client as Etcd, Error, GetOptions, Permission};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use quorate::api::mirror::EtcdMirrorStatus;
 use quorate::api::replacement::Phase;
 use quorate::api::{EtcdCluster, EtcdMirror};
-use quorate::etcd::connect::connect;
+use quorate::etcd::connect::{ClientIdentity, connect};
 use serde_json::{Value, json};
 
 use crate::replace;
@@ -340,6 +340,141 @@ async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() 
         assert_eq!(alike(story, "").await, promoted.len());
         assert!(held(story, "second").await.unwrap() == promoted, "the promoted site was written to");
         measured("a site that was cut off and lost: 20 puts and 5 deletes of its own listed, all of them, then it followed");
+    })
+    .await;
+}
+
+/// The role of the applications.
+const WRITERS: &str = "writers";
+
+/// etcd's user root, as whom the operator comes.
+async fn root(story: &Story, cluster: &str) -> Etcd {
+    let secret = story.api::<Secret>().get(&format!("{cluster}-operator")).await.unwrap();
+    let data = secret.data.unwrap();
+    let field = |name: &str| data[name].0.clone();
+    let identity =
+        ClientIdentity { authority: field("ca.crt"), certificate: field("tls.crt"), key: field("tls.key") };
+    dial(story, cluster, &identity).await
+}
+
+/// An application of a cluster.
+async fn application(story: &Story, cluster: &str) -> Etcd {
+    dial(story, cluster, &story.identity_of(cluster).await).await
+}
+
+async fn dial(story: &Story, cluster: &str, identity: &ClientIdentity) -> Etcd {
+    let address = story.addresses_of(cluster).await.into_values().next().unwrap();
+    connect(&address, Some(identity)).await.unwrap()
+}
+
+/// Waits until auth is on; then applications may write below k/ only, by a role that a fence can name at both sites.
+async fn guard(story: &Story, cluster: &str) {
+    let enabled = async || {
+        let status = story.api::<EtcdCluster>().get(cluster).await.ok()?.status?;
+        (status.auth.as_deref() == Some("Enabled")).then_some(())
+    };
+    eventually(&format!("auth of {cluster} is on"), enabled).await;
+    let (mut root, user) = (root(story, cluster).await, format!("{cluster}-client"));
+    root.role_add(WRITERS).await.unwrap();
+    let permissions = [Permission::read("").with_all_keys(), Permission::read_write("k/").with_prefix()];
+    for permission in permissions {
+        root.role_grant_permission(WRITERS, permission).await.unwrap();
+    }
+    root.user_grant_role(&user, WRITERS).await.unwrap();
+    root.user_revoke_role(&user, &user).await.unwrap();
+}
+
+/// Whether an application may write a key; `None`: etcd has neither taken nor denied it, so it is to be asked again.
+async fn written(application: &mut Etcd, key: &str) -> Option<bool> {
+    match tokio::time::timeout(READ_DEADLINE, application.put(key, "acknowledged", None)).await {
+        Ok(Ok(_)) => Some(true),
+        Ok(Err(Error::GRpcStatus(status))) if status.message().contains("permission denied") => Some(false),
+        Ok(Err(_)) | Err(_) => None,
+    }
+}
+
+async fn may_write(story: &Story, cluster: &str) -> bool {
+    let mut application = application(story, cluster).await;
+    eventually("a write is done or denied", async || written(&mut application, "k/asked").await).await
+}
+
+/// An application at the active site writes one key after the other until it is denied; what was acknowledged.
+async fn written_until_denied(story: &Story) -> BTreeSet<Vec<u8>> {
+    let (mut application, mut acknowledged) = (application(story, "main").await, BTreeSet::new());
+    let denied = async || {
+        for _ in 0..20 {
+            let key = format!("k/by-the-application-{}", acknowledged.len());
+            if !written(&mut application, &key).await? {
+                return Some(());
+            }
+            acknowledged.insert(key.into_bytes());
+        }
+        None
+    };
+    eventually("the application is denied", denied).await;
+    acknowledged
+}
+
+/// A switch that drains is taken back: what was taken from the writers is theirs again.
+async fn taken_back(story: &Story) {
+    change(story, json!({"limits": {"keysPerSecond": 1}})).await;
+    until(story, "follows slowly", says("Healthy")).await;
+    let permissions = async || {
+        let role = root(story, "main").await.role_get(WRITERS).await.unwrap();
+        let permissions = role.permissions().into_iter().map(|one| format!("{one:?}"));
+        permissions.collect::<BTreeSet<String>>()
+    };
+    let before = permissions().await;
+    story.write("k/slow-", 40).await;
+    change(story, json!({"active": "b"})).await;
+    let at = |step: &'static str| {
+        move |status: &EtcdMirrorStatus| status.switch.as_ref().is_some_and(|switch| switch.step == step)
+    };
+    until(story, "drains", at("Drain")).await;
+    assert!(!may_write(story, "main").await, "it drains without a fence");
+    assert_ne!(permissions().await, before);
+    change(story, json!({"active": "a", "limits": null})).await;
+    let back = |status: &EtcdMirrorStatus| at("Aborted")(status) && says("Healthy")(status);
+    let status = until(story, "follows as before", back).await;
+    assert_eq!((status.source.as_deref(), status.term), (Some("a"), Some(1)));
+    assert_eq!(permissions().await, before, "not all came back");
+    assert!(may_write(story, "main").await, "writers are still kept out");
+}
+
+#[tokio::test]
+async fn writers_are_kept_out_by_their_role_while_sites_are_switched_and_lose_nothing() {
+    story("fence", async |story| {
+        let spec = json!({"replicas": 1, "auth": {"enabled": true}});
+        story.create(spec.clone()).await;
+        story.create_named("second", spec).await;
+        tokio::join!(guard(story, "main"), guard(story, "second"));
+        story.write("k/before-", 50).await;
+        let root = |site: &str, secret: &str| json!({"site": site, "tlsSecretRef": {"name": secret}});
+        let roots = [root("a", "main-operator"), root("b", "second-operator")];
+        mirror(story, ("fence", json!({"roles": [WRITERS], "root": roots}))).await;
+        taken_back(story).await;
+
+        let namespace = story.namespace.clone();
+        let switch = tokio::task::spawn_blocking(move || {
+            quorate(&["mirror", "switch", "pair", "--wait=3m", "-n", &namespace])
+        });
+        let (acknowledged, switched) = tokio::join!(written_until_denied(story), switch);
+        let (code, said, wrong) = switched.unwrap();
+        assert_eq!(code, Some(0), "{said}{wrong}");
+        let done = |status: &EtcdMirrorStatus| status.term == Some(2) && says("Healthy")(status);
+        let status = until(story, "follows the other site", done).await;
+        assert_eq!(status.source.as_deref(), Some("b"));
+        let there = held(story, "second").await.unwrap();
+        let lost = acknowledged.iter().filter(|key| !there.contains_key(*key)).count();
+        assert_eq!(lost, 0, "of {} acknowledged writes", acknowledged.len());
+        assert!(!may_write(story, "main").await, "both sites can be written to");
+        assert!(may_write(story, "second").await, "no site can be written to");
+        let keys = alike(story, "k/").await;
+        measured(&format!(
+            "a switch with a fence of roles: {} writes acknowledged until it, all of {keys} keys alike; one before was taken \
+             back",
+            acknowledged.len()
+        ));
     })
     .await;
 }
