@@ -30,7 +30,7 @@ const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of a page that are taken; one of the usual size has a sixteenth.
 pub(super) const PAGE_BYTES: usize = 64 << 20;
 /// Bytes of an answer of a watch. etcd sends what came before `created` in one piece, however large.
-const WATCH_BYTES: usize = 1 << 30;
+pub(super) const WATCH_BYTES: usize = 1 << 30;
 /// Owners that are read at once: fewer than etcd takes in a transaction.
 const OWNERS: usize = 64;
 /// Answers of a watch that wait for the machine; the rest waits in the connection's window, and at the source.

@@ -6,16 +6,14 @@ use std::time::Duration;
 use etcd_client::{Client, Error, WatchOptions};
 use tokio::time::MissedTickBehavior;
 
+use super::assembler::STREAM;
 use super::config::MirrorId;
+use super::follow::WATCH_BYTES;
 use super::keyspace::{Fate, Keyspace, Side, Span, next_key};
 use super::machine::{KEYS, Look, progress_is_exact};
 
 /// etcd answers a question for progress only while all watchers have everything, so it is asked again and again.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
-/// Bytes of an answer of the watch.
-const WATCH_BYTES: usize = 1 << 30;
-/// The watcher of an answer that speaks for the whole stream.
-const STREAM: i64 = -1;
 
 /// Changes of mirrored keys in one revision: how many, and one of them.
 type Changes = BTreeMap<i64, (u64, Vec<u8>)>;

@@ -14,7 +14,7 @@ use super::inspect::discarded;
 use super::keyspace::{InvalidKeyspace, Keyspace, Side};
 use super::lag::Lag;
 use super::lease::Lessor;
-use super::machine::{Command, Event, Machine, Mode, Settings, View, progress_is_exact};
+use super::machine::{Command, Event, Look, Machine, Mode, Settings, View, progress_is_exact};
 use super::pace::{Pace, Pacer};
 use super::stop::Stop;
 use super::text::shown;
@@ -288,18 +288,7 @@ impl<'a> Turn<'a> {
             Event::Looked(_, look) => {
                 self.target_failures = 0;
                 self.tell_target(None);
-                if look.writes > 0 {
-                    let keys: Vec<String> = look.keys.iter().map(|key| shown(key)).collect();
-                    let (writes, keys) = (look.writes, keys.join(", "));
-                    tracing::warn!(
-                        writes,
-                        "somebody else has written to mirrored keys of the target, among them {keys}"
-                    );
-                } else if look.unknown {
-                    tracing::info!(
-                        "whether others wrote to the target cannot be known: its history is gone, or its etcd too old"
-                    );
-                }
+                tell_look(look);
             }
             Event::LookLost(_) => {
                 let problem = problem.unwrap_or_default();
@@ -404,6 +393,18 @@ fn tell(side: &'static str, known: &mut Option<Trouble>, problem: Option<String>
     }
     let since = known.as_ref().map_or_else(Instant::now, |trouble| trouble.since);
     *known = problem.map(|text| Trouble { text, since });
+}
+
+fn tell_look(look: &Look) {
+    if look.writes > 0 {
+        let keys: Vec<String> = look.keys.iter().map(|key| shown(key)).collect();
+        let (writes, keys) = (look.writes, keys.join(", "));
+        tracing::warn!(writes, "somebody else has written to mirrored keys of the target, among them {keys}");
+    } else if look.unknown {
+        tracing::info!(
+            "whether others wrote to the target cannot be known: its history is gone, or its etcd too old"
+        );
+    }
 }
 
 /// Longer each time, and never the same for two agents.

@@ -181,7 +181,7 @@ fn foreign(config: &AgentConfig, report: &Report) -> Option<Problem> {
     let keys: Vec<String> = standing.keys.iter().map(|key| shown(key)).collect();
     let next = match config.foreign_writes {
         ForeignWrites::Report => {
-            "They stay until the source changes the same keys. Find the writer, then let it be made as the source is, by a              resync, or set foreignWrites: Repair"
+            "They stay until the source changes the same keys. Find the writer, then let it be made as the source is, by a resync, or set foreignWrites: Repair"
         }
         ForeignWrites::Repair => {
             "A scan makes them as the source has them, at most one a minute. Find the writer"

@@ -105,11 +105,6 @@ impl Foreign {
         all
     }
 
-    /// Whether all of the target's revisions that are known of were looked at.
-    pub(super) fn is_up_to_date(&self) -> bool {
-        self.looked == self.newest
-    }
-
     /// What was found until now is before all that the scan will read.
     pub(super) fn scan_begins(&mut self) {
         let during = std::mem::take(&mut self.during);
@@ -125,7 +120,7 @@ impl Machine {
     /// Asks about a gap, at most once a second.
     pub(super) fn look_at_gap(&mut self) {
         let foreign = &mut self.foreign;
-        if foreign.is_up_to_date() || foreign.looking.is_some() || self.ticks < foreign.look_at {
+        if foreign.looked == foreign.newest || foreign.looking.is_some() || self.ticks < foreign.look_at {
             return;
         }
         let (from, through) = (foreign.looked + 1, foreign.newest.min(foreign.looked + LOOK_REVISIONS));

@@ -423,8 +423,6 @@ pub struct View {
     pub synced: bool,
     /// Others' writes to the mirrored part of the target that stand.
     pub foreign: Standing,
-    /// No revision of the target is known of that was not looked at.
-    pub looked: bool,
     /// The last resync that has ended.
     pub resynced: Option<Resynced>,
 }
@@ -522,7 +520,6 @@ impl Machine {
                 .as_ref()
                 .is_some_and(|(checkpoint, _)| !matches!(checkpoint.position, Position::First(_))),
             foreign: self.foreign.standing(),
-            looked: self.foreign.is_up_to_date(),
             resynced: self.resynced,
         }
     }

@@ -152,13 +152,11 @@ impl Machine {
             self.others = false;
         }
         let position = flight.next.position.clone();
-        let (scanned, resynced) =
-            (self.position.scan().is_some(), matches!(self.position, Position::Resync(_)));
         self.stored = Some((flight.next, flight.value));
         if self.stage != Stage::Running {
             return;
         }
-        self.position = position;
+        let before = std::mem::replace(&mut self.position, position);
         match flight.effect {
             Effect::Stream(done) => {
                 for _ in 0..done {
@@ -176,12 +174,17 @@ impl Machine {
         }
         if self.position.scan().is_none() {
             self.scan.forget();
+            self.scan_ended(&before);
         }
-        if scanned && self.position.scan().is_none() {
+    }
+
+    /// The target is exact again; `before` is where it was.
+    fn scan_ended(&mut self, before: &Position) {
+        if before.scan().is_some() {
             self.foreign.scan_ends();
-            if resynced {
-                self.resynced = Some(self.since_scan());
-            }
+        }
+        if matches!(before, Position::Resync(_)) {
+            self.resynced = Some(self.since_scan());
         }
     }
 
