@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use etcd_client::Client as Etcd;
@@ -62,6 +63,7 @@ pub(crate) async fn story_alone(name: &str, tell: impl AsyncFnOnce(&Story)) {
 }
 
 async fn in_namespace(name: &str, tell: impl AsyncFnOnce(&Story)) {
+    failures_are_told_at_once();
     install();
     let client = Client::try_default().await.expect("KUBECONFIG names a cluster; `cargo verify` starts one");
     let namespace = format!("e2e-{name}-{:04x}", rand::random::<u16>());
@@ -79,6 +81,21 @@ async fn in_namespace(name: &str, tell: impl AsyncFnOnce(&Story)) {
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
+}
+
+/// The harness keeps what a story says until all have ended. What one failed by is told when it fails, too.
+fn failures_are_told_at_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current();
+            let said = format!("{}: {panic}\n", thread.name().unwrap_or("a task"));
+            // Not by `eprint!`, which is what the harness keeps.
+            drop(std::io::stderr().write_all(said.as_bytes()));
+            usual(panic);
+        }));
+    });
 }
 
 /// Applies `deploy/install.yaml` once for all stories and waits for both replicas.

@@ -53,6 +53,8 @@ pub(crate) fn up(cluster: &Cluster, programs: &Path) -> Result<()> {
         ("helper-image", BUSYBOX.to_owned()),
         ("configmap-name", "local-path-config".to_owned()),
         ("helper-pod-file", folder.join("helperPod.yaml").display().to_string()),
+        // Each volume waits for a Pod of its own to have made its folder; with the 4 of the default they queue for minutes.
+        ("worker-threads", "16".to_owned()),
     ] {
         command.args([format!("--{flag}"), value]);
     }

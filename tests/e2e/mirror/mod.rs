@@ -1,5 +1,7 @@
 //! EtcdMirrors: two EtcdClusters, and an agent between them.
 
+mod leases;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,17 +42,13 @@ fn says(words: &'static str) -> impl Fn(&EtcdMirrorStatus) -> bool {
     move |status| status.summary.as_ref().is_some_and(|summary| summary.starts_with(words))
 }
 
-/// Creates the mirror of `main` into `second`, with one more field in its spec, and waits until it follows.
-async fn mirror(story: &Story, (field, value): (&str, Value)) {
+/// Creates the mirror of `main` into `second`, with more fields in its spec, and waits until it follows.
+async fn mirror(story: &Story, mut spec: Value) {
     let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
-    let mirror = json!({
-        "apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": {"name": "pair"},
-        "spec": {
-            "sites": [{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}],
-            "active": "a",
-            field: value,
-        },
-    });
+    spec["sites"] = json!([{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}]);
+    spec["active"] = json!("a");
+    let metadata = json!({"name": "pair"});
+    let mirror = json!({"apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": metadata, "spec": spec});
     let mirror = serde_json::from_value(mirror).unwrap();
     story.api::<EtcdMirror>().create(&PostParams::default(), &mirror).await.unwrap();
     until(story, "follows", says("Healthy")).await;
@@ -118,7 +116,7 @@ async fn a_pair_of_clusters_is_mirrored_whatever_becomes_of_the_agent() {
         story.create_named("second", json!({"replicas": 1})).await;
         story.healthy().await;
         story.write("k/before-", 100).await;
-        mirror(story, ("ignore", json!(["locks/.*"]))).await;
+        mirror(story, json!({"ignore": ["locks/.*"]})).await;
         assert_eq!(alike(story, "k/").await, 100);
 
         let (mut killed, writes) = (0, story.write("k/while-agents-die-", 300));
@@ -191,7 +189,7 @@ async fn told_and_stopped(story: &Story) {
 async fn pair_of(story: &Story, members: usize) {
     story.create(json!({"replicas": members})).await;
     story.create_named("second", json!({"replicas": members, "version": "3.7"})).await;
-    mirror(story, ("fence", json!({"mode": "Manual"}))).await;
+    mirror(story, json!({"fence": {"mode": "Manual"}})).await;
 }
 
 /// The source's leader moves, one of its members is exchanged for a new one, and the target grows.
@@ -451,7 +449,7 @@ async fn writers_are_kept_out_by_their_role_while_sites_are_switched_and_lose_no
         story.write("k/before-", 50).await;
         let root = |site: &str, secret: &str| json!({"site": site, "tlsSecretRef": {"name": secret}});
         let roots = [root("a", "main-operator"), root("b", "second-operator")];
-        mirror(story, ("fence", json!({"roles": [WRITERS], "root": roots}))).await;
+        mirror(story, json!({"fence": {"roles": [WRITERS], "root": roots}})).await;
         taken_back(story).await;
 
         let namespace = story.namespace.clone();
