@@ -13,8 +13,6 @@ use crate::programs::{cache, checkout, hex, short};
 
 /// The container that holds a Pod's network.
 pub(crate) const PAUSE: &str = "local/pause:1";
-/// A shell for the volume provisioner.
-pub(crate) const BUSYBOX: &str = "local/busybox:1";
 const QUORATE: &str = "ghcr.io/quorate/quorate:v0.1.0";
 
 /// What an image is made of.
@@ -29,23 +27,14 @@ struct Image<'a> {
 
 /// The images that do not come from this checkout's code.
 pub(crate) fn others(programs: &Path) -> Result<Vec<PathBuf>> {
-    let busybox = PathBuf::from("/bin/busybox");
     let wait_for_ever =
         ["/bin/busybox", "sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"];
-    let mut images = vec![
-        image(&Image {
-            name: PAUSE,
-            entrypoint: &wait_for_ever,
-            files: vec![(busybox.clone(), "bin/busybox")],
-            links: &[("bin/sleep", "busybox")],
-        })?,
-        image(&Image {
-            name: BUSYBOX,
-            entrypoint: &["/bin/busybox"],
-            files: vec![(busybox, "bin/busybox")],
-            links: &[("bin/sh", "busybox"), ("bin/mkdir", "busybox"), ("bin/rm", "busybox")],
-        })?,
-    ];
+    let mut images = vec![image(&Image {
+        name: PAUSE,
+        entrypoint: &wait_for_ever,
+        files: vec![(PathBuf::from("/bin/busybox"), "bin/busybox")],
+        links: &[("bin/sleep", "busybox")],
+    })?];
     for (minor, release) in [("3.5", "v3.5.35"), ("3.6", "v3.6.16"), ("3.7", "v3.7.3")] {
         let folder = programs.join(format!("etcd-{minor}"));
         let files = [

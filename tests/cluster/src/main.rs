@@ -34,6 +34,7 @@ mod state;
 mod storage;
 mod verify;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -119,6 +120,15 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         percent: u8,
     },
+    /// Make and remove the cluster's volumes; started by `up`.
+    #[command(hide = true)]
+    Provision {
+        #[command(flatten)]
+        name: Name,
+        /// Folder of the programs.
+        #[arg(long)]
+        programs: PathBuf,
+    },
     /// The apiserver is killed.
     StopApiserver(Name),
     /// It is started.
@@ -184,6 +194,7 @@ fn run(command: Command) -> Result<()> {
         Command::Heal(node) => faults::heal(&existing(&node.name)?, node.node)?,
         Command::Slow { node, rate } => faults::slow(&existing(&node.name)?, node.node, &rate)?,
         Command::Lossy { node, percent } => faults::lossy(&existing(&node.name)?, node.node, percent)?,
+        Command::Provision { name, programs } => storage::provision(&existing(&name)?, &programs),
         Command::StopApiserver(name) => control_plane::stop_apiserver(&existing(&name)?)?,
         Command::StartApiserver(name) => control_plane::apiserver(&existing(&name)?, &programs::ensure()?)?,
         Command::RestartApiserver(name) => {

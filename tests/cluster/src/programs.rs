@@ -88,13 +88,6 @@ const MODULES: &[Module] = &[
     // Behind Kubernetes, whose libraries it shares: Go has built most of it already.
     Module { name: "helm", apart: false, packages: &["helm.sh/helm/v4/cmd/helm"], flags: SMALL, c: false },
     Module { name: "coredns", apart: false, packages: &["."], flags: SMALL, c: false },
-    Module {
-        name: "local-path-provisioner",
-        apart: false,
-        packages: &["github.com/rancher/local-path-provisioner"],
-        flags: SMALL,
-        c: false,
-    },
 ];
 
 const fn etcd(name: &'static str) -> Module {
