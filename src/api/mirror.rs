@@ -480,6 +480,10 @@ pub struct EtcdMirrorStatus {
     /// Number of switches so far, as etcd has it on record; 1 before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<i64>,
+    /// The last term in which etcd's records and spec.active named the same site. Only a change of spec.active after that
+    /// asks for a switch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed_term: Option<i64>,
     /// Revision of the source that the target holds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<i64>,

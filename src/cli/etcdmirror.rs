@@ -154,10 +154,7 @@ async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
     let object = get(&host, name).await?;
     let to = match wanted(&object, switch) {
         Ok(Some(to)) => to,
-        Ok(None) => {
-            terminal::print(&format!("{} is asked to be active already\n", object.spec.active))?;
-            return Ok(Exit::Done);
-        }
+        Ok(None) => return asked_already(&object),
         Err(why) => return Err(Problem::Usage(why).into()),
     };
     let spec = if switch.writers_stopped {
@@ -172,6 +169,22 @@ async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
             follow(&host, name, (&to, before.as_ref()), longest).await
         }
         None => Ok(Exit::Done),
+    }
+}
+
+/// Nothing is to be done; whether it has come to pass.
+fn asked_already(object: &EtcdMirror) -> anyhow::Result<Exit> {
+    let (active, status) = (&object.spec.active, object.status.clone().unwrap_or_default());
+    match status.source.filter(|source| source != active) {
+        None => {
+            terminal::print(&format!("{active} is asked to be active already\n"))?;
+            Ok(Exit::Done)
+        }
+        Some(source) => {
+            let why = status.summary.unwrap_or_default();
+            terminal::print(&format!("{active} is asked to be active already, and {source} is. {why}\n"))?;
+            Ok(Exit::Unavailable)
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::run::Report;
 type Metric = (&'static str, &'static str, &'static str, fn(&Report) -> Option<f64>);
 
 /// All of them, under `quorate_mirror_`.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 20] = [
     ("source_revision", "gauge", "Newest revision of the source that was seen.", |report| {
         view(report, |view| view.head)
     }),
@@ -51,6 +51,9 @@ pub const METRICS: [Metric; 19] = [
     ("watches_total", "counter", "Watches that were opened.", |report| stat(report, |stats| stats.watches)),
     ("foreign_writes_total", "counter", "Others' changes of mirrored keys in the target.", |report| {
         stat(report, |stats| stats.foreign)
+    }),
+    ("kept_leases", "gauge", "Leases of the target that are kept alive.", |report| {
+        view(report, |view| i64::try_from(view.leases).unwrap_or(i64::MAX))
     }),
     ("compared_keys", "gauge", "Keys that were alike in this scan.", |report| {
         view(report, |view| i64::try_from(view.counts.equal).unwrap_or(i64::MAX))

@@ -44,7 +44,8 @@ impl Agent {
         let Err(mut problem) = self.steps(old, to).await else { return Turned::Again };
         let again = Heeded::Switch { old: Box::new(old.clone()), to: to.to_owned() };
         let wanted = AgentConfig { active: to.to_owned(), ..old.clone() };
-        if heeded(&wanted, &records(&wanted).await) != again {
+        let records = records(&wanted).await;
+        if heeded(&wanted, &records, self.agreed(&wanted, &records)) != again {
             // It was promoted all the same, or somebody else has switched.
             let why = problem.message;
             tracing::warn!("a step of the switch failed, and the sites' records have changed: {why}");

@@ -32,6 +32,10 @@ pub struct AgentConfig {
     pub sites: [Site; 2],
     /// Name of the site that writes go to.
     pub active: String,
+    /// The last term in which etcd's records and `active` named the same site, as far as whoever writes the file knows. Only
+    /// a change of `active` after that asks for a switch: see [`heed`](super::heed).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreed_term: Option<u64>,
     /// By the names of the sites: prefixes that stand for each other. Empty: the whole keyspace.
     #[serde(default)]
     pub mappings: Vec<BTreeMap<String, String>>,
@@ -212,6 +216,8 @@ impl AgentConfig {
     pub fn fingerprinted(self) -> Self {
         let mut asked = self.clone();
         asked.fingerprint.clear();
+        // Not asked, but known.
+        asked.agreed_term = None;
         for site in &mut asked.sites {
             site.endpoints.clear();
         }

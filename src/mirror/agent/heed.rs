@@ -2,6 +2,11 @@
 //!
 //! **Invariant:** the records say which site is active, and the file only what is wished. What the records of a
 //! switch do not explain is left alone.
+//!
+//! **Invariant:** only a change of the wish asks for a switch. A file that has named the same site since before the other one
+//! became active is out of date, or another Kubernetes has switched: were it obeyed, two files that differ would switch to
+//! and fro for ever. That a wish has changed is known by the term in which the file and the records agreed last, or
+//! because somebody has begun to switch.
 
 use super::config::AgentConfig;
 use super::status::{Problem, ProblemReason, Switch};
@@ -14,6 +19,8 @@ pub struct Record {
     pub site: Site,
     /// Whether there is a key `fence`: something may be taken from writers there.
     pub fenced: bool,
+    /// Whether there is a key `switch`: somebody has begun to make this site active.
+    pub begun: bool,
 }
 
 /// What is to be done.
@@ -23,6 +30,8 @@ pub enum Heeded {
     Follow(Box<AgentConfig>),
     /// To copy as before, although the file wants another site active.
     NoFence(Box<AgentConfig>),
+    /// To copy as before: the file wants another site active, and has done so since before this one became active.
+    NotAsked(Box<AgentConfig>),
     /// To let the writers of the active site in: a switch was begun, and is not wanted any more.
     TakeBack {
         /// As it is copied from.
@@ -58,18 +67,19 @@ pub enum Heeded {
     },
 }
 
-/// `records` are those of the sites, in the order of the file; absent: there is none, or it cannot be read.
-pub fn heeded(config: &AgentConfig, records: &[Option<Record>; 2]) -> Heeded {
+/// `records` are those of the sites, in the order of the file; absent: there is none, or it cannot be read. `agreed` is the
+/// last term in which they and the file named the same site.
+pub fn heeded(config: &AgentConfig, records: &[Option<Record>; 2], agreed: Option<u64>) -> Heeded {
     let ([first, second], [Some(here), Some(there)]) = (&config.sites, records) else {
         return Heeded::Follow(Box::new(config.clone()));
     };
     let by = |active: &str| Box::new(AgentConfig { active: active.to_owned(), ..config.clone() });
-    let (active, other, fenced) = match (here.site.role, there.site.role) {
+    let (active, other, from, to) = match (here.site.role, there.site.role) {
         (SiteRole::Active, SiteRole::Follower) if here.site.term == there.site.term => {
-            (first, second, here.fenced)
+            (first, second, here, there)
         }
         (SiteRole::Follower, SiteRole::Active) if here.site.term == there.site.term => {
-            (second, first, there.fenced)
+            (second, first, there, here)
         }
         (SiteRole::Active, SiteRole::Active) if here.site.term < there.site.term => {
             return promoted(config, by(&first.name), &here.site, (&second.name, &there.site));
@@ -82,12 +92,27 @@ pub fn heeded(config: &AgentConfig, records: &[Option<Record>; 2]) -> Heeded {
         }
     };
     let wants = config.active == other.name;
+    let asked = to.begun || agreed == Some(from.site.term);
     match &config.fence {
-        Some(_) if wants => Heeded::Switch { old: by(&active.name), to: other.name.clone() },
-        Some(_) | None if fenced => Heeded::TakeBack { old: by(&active.name), to: other.name.clone() },
-        None if wants => Heeded::NoFence(by(&active.name)),
+        Some(_) if wants && asked => Heeded::Switch { old: by(&active.name), to: other.name.clone() },
+        Some(_) | None if from.fenced || (to.begun && !wants) => {
+            Heeded::TakeBack { old: by(&active.name), to: other.name.clone() }
+        }
+        None if wants && asked => Heeded::NoFence(by(&active.name)),
+        Some(_) | None if wants => Heeded::NotAsked(by(&active.name)),
         Some(_) | None => Heeded::Follow(by(&active.name)),
     }
+}
+
+/// The term in which the records name the site that the file names.
+pub fn agreed_term(config: &AgentConfig, records: &[Option<Record>; 2]) -> Option<u64> {
+    let [Some(here), Some(there)] = records else { return None };
+    let [first, _] = &config.sites;
+    let (active, other) = if config.active == first.name { (here, there) } else { (there, here) };
+    let agree = active.site.role == SiteRole::Active
+        && other.site.role == SiteRole::Follower
+        && active.site.term == other.site.term;
+    agree.then_some(active.site.term)
 }
 
 /// Both sites are active, `to` in the later term: a switch that was not ended, or a promotion by hand. The latter leaves
@@ -161,7 +186,7 @@ mod tests {
 
     fn record(role: SiteRole, term: u64, handled: &str) -> Record {
         let site = Site { term, role, peer: String::new(), handled_active: handled.to_owned() };
-        Record { site, fenced: false }
+        Record { site, fenced: false, begun: false }
     }
 
     const MANUAL: Option<Fence> = Some(Fence::Manual);
@@ -171,16 +196,50 @@ mod tests {
         let old = || Box::new(config("a", MANUAL));
         let (active, follower) = (record(SiteRole::Active, 1, "a"), record(SiteRole::Follower, 1, "a"));
         let records = [Some(active.clone()), Some(follower)];
-        assert_eq!(heeded(&config("a", MANUAL), &records), Heeded::Follow(old()));
-        assert_eq!(heeded(&config("b", None), &records), Heeded::NoFence(Box::new(config("a", None))));
+        assert_eq!(heeded(&config("a", MANUAL), &records, Some(1)), Heeded::Follow(old()));
+        assert_eq!(
+            heeded(&config("b", None), &records, Some(1)),
+            Heeded::NoFence(Box::new(config("a", None)))
+        );
         let switch = Heeded::Switch { old: old(), to: "b".to_owned() };
-        assert_eq!(heeded(&config("b", MANUAL), &records), switch);
+        assert_eq!(heeded(&config("b", MANUAL), &records, Some(1)), switch);
         // Whatever the file says by then: what was promoted by a switch is ended.
         let promoted = [Some(active), Some(record(SiteRole::Active, 2, "b"))];
         for wished in ["a", "b"] {
             let reverse = Heeded::Reverse { old: old(), to: "b".to_owned(), term: 2 };
-            assert_eq!(heeded(&config(wished, MANUAL), &promoted), reverse);
+            assert_eq!(heeded(&config(wished, MANUAL), &promoted, None), reverse);
         }
+    }
+
+    #[test]
+    fn a_file_that_has_not_changed_since_the_sites_were_switched_asks_for_nothing() {
+        let (active, follower) = (record(SiteRole::Active, 2, "b"), record(SiteRole::Follower, 2, "b"));
+        let records = [Some(follower.clone()), Some(active.clone())];
+        let as_before = |fence| Heeded::NotAsked(Box::new(config("b", fence)));
+        for agreed in [None, Some(1)] {
+            for fence in [None, MANUAL] {
+                assert_eq!(heeded(&config("a", fence.clone()), &records, agreed), as_before(fence));
+            }
+        }
+        let switch = Heeded::Switch { old: Box::new(config("b", MANUAL)), to: "a".to_owned() };
+        assert_eq!(heeded(&config("a", MANUAL), &records, Some(2)), switch);
+        // Begun by an agent that is no more, whose memory is lost.
+        let begun = [Some(Record { begun: true, ..follower }), Some(active)];
+        assert_eq!(heeded(&config("a", MANUAL), &begun, None), switch);
+        let back = Heeded::TakeBack { old: Box::new(config("b", MANUAL)), to: "a".to_owned() };
+        assert_eq!(heeded(&config("b", MANUAL), &begun, Some(2)), back);
+    }
+
+    #[test]
+    fn a_term_is_agreed_on_where_both_records_and_the_file_say_the_same() {
+        let of = |active: SiteRole, other: SiteRole, term| {
+            let records = [Some(record(active, 2, "a")), Some(record(other, term, "a"))];
+            ["a", "b"].map(|wished| agreed_term(&config(wished, None), &records))
+        };
+        assert_eq!(of(SiteRole::Active, SiteRole::Follower, 2), [Some(2), None]);
+        assert_eq!(of(SiteRole::Active, SiteRole::Follower, 1), [None, None]);
+        assert_eq!(of(SiteRole::Active, SiteRole::Active, 3), [None, None]);
+        assert_eq!(agreed_term(&config("a", None), &[Some(record(SiteRole::Active, 2, "a")), None]), None);
     }
 
     #[test]
@@ -189,12 +248,13 @@ mod tests {
         let follower = record(SiteRole::Follower, 3, "a");
         let records = [Some(fenced.clone()), Some(follower.clone())];
         let back = |fence| Heeded::TakeBack { old: Box::new(config("a", fence)), to: "b".to_owned() };
-        assert_eq!(heeded(&config("a", MANUAL), &records), back(MANUAL));
-        assert_eq!(heeded(&config("b", None), &records), back(None));
-        assert!(matches!(heeded(&config("b", MANUAL), &records), Heeded::Switch { .. }));
+        assert_eq!(heeded(&config("a", MANUAL), &records, Some(1)), back(MANUAL));
+        assert_eq!(heeded(&config("b", None), &records, Some(1)), back(None));
+        assert!(matches!(heeded(&config("b", MANUAL), &records, Some(3)), Heeded::Switch { .. }));
+        assert_eq!(heeded(&config("b", MANUAL), &records, Some(2)), back(MANUAL));
         // The side that follows stays fenced.
         let follows = [Some(Record { fenced: false, ..fenced }), Some(Record { fenced: true, ..follower })];
-        assert!(matches!(heeded(&config("a", MANUAL), &follows), Heeded::Follow(_)));
+        assert!(matches!(heeded(&config("a", MANUAL), &follows, None), Heeded::Follow(_)));
     }
 
     #[test]
@@ -204,10 +264,10 @@ mod tests {
             for (wished, fence) in [("a", MANUAL), ("b", None)] {
                 let file = config(wished, fence);
                 let follow = Heeded::Follow(Box::new(file.clone()));
-                assert_eq!(heeded(&file, &forced), follow, "the engine refuses it");
+                assert_eq!(heeded(&file, &forced, None), follow, "the engine refuses it");
             }
             let back = Heeded::Return { old: Box::new(config("a", MANUAL)), to: "b".to_owned(), term };
-            assert_eq!(heeded(&config("b", MANUAL), &forced), back);
+            assert_eq!(heeded(&config("b", MANUAL), &forced, None), back);
         }
     }
 
@@ -215,7 +275,7 @@ mod tests {
     fn without_records_the_file_counts() {
         for records in [[None, None], [Some(record(SiteRole::Active, 1, "a")), None]] {
             let file = config("b", MANUAL);
-            assert_eq!(heeded(&file, &records), Heeded::Follow(Box::new(file.clone())));
+            assert_eq!(heeded(&file, &records, Some(1)), Heeded::Follow(Box::new(file.clone())));
         }
     }
 

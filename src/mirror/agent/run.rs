@@ -9,7 +9,7 @@ use etcd_client::{Txn, TxnOp, TxnOpResponse};
 use jiff::Timestamp;
 
 use super::config::{AgentConfig, RunState};
-use super::heed::{Heeded, Record, heeded, unknown};
+use super::heed::{Heeded, Record, agreed_term, heeded, unknown};
 use super::order;
 use super::status::{AgentStatus, Problem, ProblemReason, SwitchResult, Verification};
 use super::tell::{self, Known};
@@ -61,13 +61,15 @@ pub(super) struct State {
     pub(super) known: Known,
     /// The records of a site were not there, or could not be read, when they were last looked at.
     unread: bool,
+    /// The last term in which the file and the records named the same site, as this agent has seen it.
+    agreed: Option<u64>,
 }
 
 impl Agent {
     /// One that has done nothing yet.
     pub fn new(config: AgentConfig, board: Board) -> Self {
         let known = Known { started_at: Some(Timestamp::now()), ..Known::default() };
-        let state = State { config, known, unread: false };
+        let state = State { config, known, unread: false, agreed: None };
         Self { board, state: Arc::new(Mutex::new(state)) }
     }
 
@@ -96,7 +98,7 @@ impl Agent {
                     Turned::Ended(ended) => return ended,
                     Turned::Again => *self.board.read() = Report::default(),
                 },
-                next = changed(file, &config) => {
+                next = self.changed(file, &config) => {
                     tracing::info!(fingerprint = next.fingerprint, "the file has changed; it goes on by the new one");
                     self.take(next);
                 }
@@ -107,13 +109,41 @@ impl Agent {
         }
     }
 
+    /// The file's next content that can be read.
+    async fn changed(&self, file: &Path, config: &AgentConfig) -> AgentConfig {
+        let mut clock = tokio::time::interval(READ_AGAIN);
+        let mut said = None;
+        loop {
+            clock.tick().await;
+            match read(file) {
+                Ok(next) if self.says_more(config, &next) => return next,
+                Ok(_) => said = None,
+                Err(error) => {
+                    let error = error.to_string();
+                    if said.as_ref() != Some(&error) {
+                        tracing::warn!("{error}; it goes on by what it has read before");
+                        said = Some(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a file knows of the records changes nothing for an agent that does what it wishes.
+    fn says_more(&self, config: &AgentConfig, next: &AgentConfig) -> bool {
+        let same_wish = AgentConfig { agreed_term: config.agreed_term, ..next.clone() };
+        same_wish != *config || (next != config && self.state().known.recorded.is_some())
+    }
+
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take(&self, config: AgentConfig) {
+        let said = self.status();
         *self.board.read() = Report::default();
         let mut state = self.state();
+        state.agreed = said.agreed_term(&state.config.active).or(state.agreed);
         let known = &mut state.known;
         (known.problem, known.notice, known.recorded, known.plan) = (None, None, None, None);
         // Whether a switch that was under way is over, the records will say.
@@ -124,7 +154,7 @@ impl Agent {
     /// What etcd's records say of the sites counts: a word in a file alone exchanges no source and target.
     async fn heed_records(&self, config: &AgentConfig) -> Heeded {
         let records = records(config).await;
-        let heeded = heeded(config, &records);
+        let heeded = heeded(config, &records, self.agreed(config, &records));
         let mut state = self.state();
         state.unread = records.iter().any(Option::is_none);
         let unread = state.unread;
@@ -133,7 +163,11 @@ impl Agent {
         match &heeded {
             Heeded::Return { .. } => {}
             Heeded::Reverse { .. } => known.plan = None,
-            Heeded::Follow(_) | Heeded::NoFence(_) | Heeded::TakeBack { .. } | Heeded::Switch { .. } => {
+            Heeded::Follow(_)
+            | Heeded::NoFence(_)
+            | Heeded::NotAsked(_)
+            | Heeded::TakeBack { .. }
+            | Heeded::Switch { .. } => {
                 (known.problem, known.plan) = (unknown(config, &records, known.switch.as_ref()), None);
             }
         }
@@ -144,17 +178,10 @@ impl Agent {
                     settle(known, &config.active);
                 }
             }
-            Heeded::NoFence(old) => {
+            Heeded::NoFence(old) | Heeded::NotAsked(old) => {
                 known.recorded = Some(old.active.clone());
-                known.notice = Some(Problem {
-                    reason: ProblemReason::FenceMissing,
-                    message: format!(
-                        "etcd's own records say that {} is active, and the file says {}. Nothing says how writers are \
-                         kept out of {} while the sites are switched, so it is copied from as before. Set fence, or write \
-                         active: {}.",
-                        old.active, config.active, old.active, old.active
-                    ),
-                });
+                let asked = matches!(heeded, Heeded::NoFence(_));
+                known.notice = Some(if asked { no_fence(config, old) } else { not_asked(config, old) });
             }
             Heeded::TakeBack { old, .. } | Heeded::Switch { old, .. } => {
                 known.recorded = Some(old.active.clone());
@@ -162,6 +189,13 @@ impl Agent {
             Heeded::Reverse { to, .. } | Heeded::Return { to, .. } => known.recorded = Some(to.clone()),
         }
         heeded
+    }
+
+    /// The last term in which the file and the records named the same site, by these records or as it was known before.
+    pub(super) fn agreed(&self, config: &AgentConfig, records: &[Option<Record>; 2]) -> Option<u64> {
+        let mut state = self.state();
+        state.agreed = agreed_term(config, records).or(state.agreed);
+        state.agreed.or(config.agreed_term)
     }
 
     /// Resolves when the sites' records say what to do instead of copying: those that could not be read before, or against
@@ -173,7 +207,9 @@ impl Agent {
             let stopped = matches!(self.board.read().stopped, Some(Stop::Site(_) | Stop::Promoted));
             if stopped || self.state().unread {
                 let records = records(config).await;
-                if heeded(config, &records) != Heeded::Follow(Box::new(config.clone())) {
+                if heeded(config, &records, self.agreed(config, &records))
+                    != Heeded::Follow(Box::new(config.clone()))
+                {
                     return;
                 }
                 let mut state = self.state();
@@ -195,7 +231,9 @@ impl Agent {
             return std::future::pending().await;
         }
         match self.heed_records(config).await {
-            Heeded::Follow(config) | Heeded::NoFence(config) => self.copy(&config, before).await,
+            Heeded::Follow(config) | Heeded::NoFence(config) | Heeded::NotAsked(config) => {
+                self.copy(&config, before).await
+            }
             Heeded::TakeBack { old, to } => self.take_back(&old, &to, before).await,
             Heeded::Switch { old, to } => self.switch(&old, &to, before).await,
             Heeded::Return { old, to, term } => self.bring_back(&old, &to, term).await,
@@ -273,6 +311,26 @@ impl Agent {
     }
 }
 
+/// The file wants a switch, and says too little for one.
+fn no_fence(config: &AgentConfig, old: &AgentConfig) -> Problem {
+    let message = format!(
+        "etcd's own records say that {} is active, and the file says {}. Nothing says how writers are kept out of {} while \
+         the sites are switched, so it is copied from as before. Set fence, or write active: {}.",
+        old.active, config.active, old.active, old.active
+    );
+    Problem { reason: ProblemReason::FenceMissing, message }
+}
+
+/// The file names a site that is not active, and nobody has asked for a switch since the other one became active.
+fn not_asked(config: &AgentConfig, old: &AgentConfig) -> Problem {
+    let message = format!(
+        "etcd's own records say that {} is active, and the file has said {} since before that. Only a change of active asks \
+         for a switch, so {} is copied from as before. Write active: {}; if {} is to be active, write that once it follows.",
+        old.active, config.active, old.active, old.active, config.active
+    );
+    Problem { reason: ProblemReason::ActiveMismatch, message }
+}
+
 /// A switch that was under way is over: another agent may have ended it, or it was taken back.
 fn settle(known: &mut Known, active: &str) {
     known.switching = false;
@@ -304,35 +362,15 @@ pub(super) async fn records(config: &AgentConfig) -> [Option<Record>; 2] {
 pub(super) async fn record(access: &Access, id: &MirrorId) -> Option<Record> {
     let read = async {
         let client = reach(access).await.ok()?;
-        let keys = ["site", "fence"].map(|name| TxnOp::get(id.key(name), None));
+        let keys = ["site", "fence", "switch"].map(|name| TxnOp::get(id.key(name), None));
         let answer = client.kv_client().txn(Txn::new().and_then(keys)).await.ok()?;
         let values = answer.op_responses().into_iter().map(|result| match result {
             TxnOpResponse::Get(read) => read.kvs().first().map(|kv| kv.value().to_vec()),
             TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => None,
         });
         let values: Vec<Option<Vec<u8>>> = values.collect();
-        let [site, fence] = values.try_into().ok()?;
-        Some(Record { site: Site::parse(&site?).ok()?, fenced: fence.is_some() })
+        let [site, fence, switch] = values.try_into().ok()?;
+        Some(Record { site: Site::parse(&site?).ok()?, fenced: fence.is_some(), begun: switch.is_some() })
     };
     tokio::time::timeout(RECORDS_DEADLINE, read).await.ok().flatten()
-}
-
-/// The file's next content that can be read.
-async fn changed(file: &Path, config: &AgentConfig) -> AgentConfig {
-    let mut clock = tokio::time::interval(READ_AGAIN);
-    let mut said = None;
-    loop {
-        clock.tick().await;
-        match read(file) {
-            Ok(next) if next != *config => return next,
-            Ok(_) => said = None,
-            Err(error) => {
-                let error = error.to_string();
-                if said.as_ref() != Some(&error) {
-                    tracing::warn!("{error}; it goes on by what it has read before");
-                    said = Some(error);
-                }
-            }
-        }
-    }
 }

@@ -74,6 +74,13 @@ pub struct AgentStatus {
     pub switch: Option<Switch>,
 }
 
+impl AgentStatus {
+    /// The term, if etcd's records name this site as the active one and it is copied from.
+    pub fn agreed_term(&self, wished: &str) -> Option<u64> {
+        self.term.filter(|_| self.phase.copies() && self.active.as_deref() == Some(wished))
+    }
+}
+
 /// What an agent does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AgentPhase {

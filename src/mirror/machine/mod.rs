@@ -423,6 +423,8 @@ pub struct View {
     pub synced: bool,
     /// Others' writes to the mirrored part of the target that stand.
     pub foreign: Standing,
+    /// Leases of the target that are kept alive.
+    pub leases: usize,
     /// The last resync that has ended.
     pub resynced: Option<Resynced>,
 }
@@ -520,6 +522,7 @@ impl Machine {
                 .as_ref()
                 .is_some_and(|(checkpoint, _)| !matches!(checkpoint.position, Position::First(_))),
             foreign: self.foreign.standing(),
+            leases: self.leases.count(),
             resynced: self.resynced,
         }
     }

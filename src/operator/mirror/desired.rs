@@ -33,6 +33,8 @@ pub struct Desired {
     pub lag_objective: Duration,
     /// What a person asked for once.
     pub requests: Requests,
+    /// The last term in which etcd's records and `active` named the same site, by the status.
+    pub agreed_term: Option<u64>,
     /// Whether the EtcdMirror is being deleted.
     pub deleting: bool,
     /// Image of the agent: the operator's own.
@@ -78,6 +80,11 @@ impl Desired {
                 VerifyMode::OnRequest => None,
             },
             lag_objective,
+            agreed_term: object
+                .status
+                .as_ref()
+                .and_then(|status| status.agreed_term)
+                .and_then(|term| u64::try_from(term).ok()),
             requests: Requests { verify: asked(names::VERIFY), resync: asked(names::RESYNC) },
             deleting: object.metadata.deletion_timestamp.is_some(),
             image: image.to_owned(),

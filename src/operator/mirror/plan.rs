@@ -463,6 +463,7 @@ fn config(desired: &Desired, sites: [Site; 2], fence: Option<Fence>) -> AgentCon
         id: spec.id.clone(),
         sites,
         active: spec.active.clone(),
+        agreed_term: desired.agreed_term,
         mappings: spec.mappings.iter().map(|mapping| mapping.prefixes.clone()).collect(),
         ignore: spec.ignore.clone(),
         ignore_site: spec.ignore_site.clone(),

@@ -46,6 +46,8 @@ pub fn status(
     if let Some(agent) = answered(observed) {
         numbers(&mut status, agent, now);
     }
+    let agreed = picture.agent.and_then(|agent| agent.agreed_term(&desired.spec.active));
+    status.agreed_term = agreed.and_then(|term| i64::try_from(term).ok()).or(status.agreed_term);
     let statements = statements(before, &picture);
     status.conditions = condition::set(&before.conditions, &statements, desired.generation, now);
     status.summary = Some(summary(&statements));

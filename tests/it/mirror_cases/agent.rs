@@ -213,7 +213,7 @@ async fn the_sites_are_switched_and_switched_back() {
     alike(&pair.target, "/k/", &pair.source, "/k/").await;
 
     // Killed wherever it is, it ends what it began.
-    file.change(|config| config.active = "a".to_owned());
+    file.change(|config| (config.active, config.agreed_term) = ("a".to_owned(), Some(2)));
     agent.kill();
     let mut kills = 0;
     let agent = loop {
@@ -230,6 +230,44 @@ async fn the_sites_are_switched_and_switched_back() {
     let said = until_it_says(&agent, "that a is active", follows("a")).await;
     assert_eq!(said.term, Some(3), "after {kills} kills");
     assert_eq!(held(&pair.target, "/k/").await.len(), 302);
+}
+
+/// Two Kubernetes, whose EtcdMirrors name different sites.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_files_that_differ_do_not_switch_the_sites_to_and_fro() {
+    let pair = Pair::of("3.6").await;
+    pair.source.etcd.fill("/k/", 20, 10).await;
+    let [mut here, mut there] = [File::of(&pair), File::of(&pair)];
+    here.change(|config| config.fence = Some(Fence::Manual));
+    let agent = Mirror::by_file(&here.path());
+    until_it_says(&agent, "that it follows", |status| status.phase == AgentPhase::Streaming).await;
+    agent.kill();
+    there.change(|config| (config.fence, config.agreed_term) = (Some(Fence::Manual), Some(1)));
+    there.change(|config| config.active = "b".to_owned());
+    let agent = Mirror::by_file(&there.path());
+    let follows = |term, active: &'static str, reason| {
+        move |status: &AgentStatus| {
+            let is = (status.term, status.active.as_deref(), problem(status));
+            is == (Some(term), Some(active), reason) && status.phase == AgentPhase::Streaming
+        }
+    };
+    until_it_says(&agent, "that b is active", follows(2, "b", None)).await;
+    agent.kill();
+
+    // As it is known where nothing has changed since.
+    here.change(|config| config.agreed_term = Some(1));
+    let agent = Mirror::by_file(&here.path());
+    let mismatch = Some(ProblemReason::ActiveMismatch);
+    let said = until_it_says(&agent, "that b is active all the same", follows(2, "b", mismatch)).await;
+    let message = said.problem.unwrap().message;
+    assert!(message.contains("Only a change of active"), "{message}");
+    pair.target.etcd.put("/k/at b", "1").await;
+    alike(&pair.target, "/k/", &pair.source, "/k/").await;
+    // Once they agree, a change is one.
+    here.change(|config| config.active = "b".to_owned());
+    until_it_says(&agent, "that they agree", follows(2, "b", None)).await;
+    here.change(|config| config.active = "a".to_owned());
+    until_it_says(&agent, "that a is active", follows(3, "a", None)).await;
 }
 
 /// What etcd's own records say counts: a changed word in a file alone exchanges no source and target.

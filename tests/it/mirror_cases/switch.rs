@@ -265,7 +265,8 @@ async fn an_agent_that_is_killed_in_a_switch_leaves_nothing_half_done() {
     for (round, (to, name)) in rounds.into_iter().enumerate() {
         let (old, new) = if to == "b" { (&pair.source, &pair.target) } else { (&pair.target, &pair.source) };
         let application = Application::writing(old, name).await;
-        file.change(|config| config.active = to.to_owned());
+        let agreed = Some(round as u64 + 1);
+        file.change(|config| (config.active, config.agreed_term) = (to.to_owned(), agreed));
         // The file is read after a second at the latest; by then it is begun anew by it, too.
         for turn in 0..20_u64 {
             pass(Duration::from_millis(rand::random_range(50..700) + 50 * turn)).await;
