@@ -118,12 +118,12 @@ impl Lane {
 }
 
 impl Ledger {
-    /// Whether changes wait for a lease.
     /// How many are kept alive.
     pub(super) fn count(&self) -> usize {
         self.known.len()
     }
 
+    /// Whether changes wait for a lease.
     pub(super) fn is_awaited(&self) -> bool {
         self.asking.busy && !self.wanted.is_empty()
     }
