@@ -221,6 +221,41 @@ async fn a_switch_that_is_taken_back_gives_the_roles_back_and_copying_goes_on() 
     until_it_says(&agent, "that b is active", follows("b")).await;
 }
 
+/// Wherever it is before its promotion.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_switch_is_taken_back_at_every_step() {
+    let (pair, mut file) = guarded().await;
+    let before = pair.source.etcd.permissions(WRITERS).await;
+    let agent = Mirror::by_file(&file.path());
+    level(&pair.source, &pair.target).await;
+    for step in ["Verify", "Fence", "Drain", "Compare"] {
+        // Each step asks both sides more than once, and a file is read once a second.
+        let distance = |time| [&pair.source, &pair.target].map(|side| side.distance(time));
+        distance(Duration::from_millis(700));
+        file.change(|config| config.active = "b".to_owned());
+        let is_there = |status: &AgentStatus| {
+            let switch = status.switch.as_ref().filter(|switch| switch.result.is_none());
+            switch.is_some_and(|switch| switch.steps.iter().any(|known| known.name == step))
+        };
+        until_it_says(&agent, step, is_there).await;
+        file.change(|config| config.active = "a".to_owned());
+        let aborted = |status: &AgentStatus| {
+            let result = status.switch.as_ref().and_then(|switch| switch.result);
+            result == Some(SwitchResult::Aborted) && follows("a")(status)
+        };
+        let said = until_it_says(&agent, "that it copies on", aborted).await;
+        distance(Duration::ZERO);
+        let steps: Vec<String> = said.switch.unwrap().steps.into_iter().map(|step| step.name).collect();
+        println!("{steps:?}");
+        assert_eq!(said.term, Some(1), "{step}");
+        assert_eq!(pair.source.etcd.permissions(WRITERS).await, before, "{step}");
+        assert_eq!((own(&pair.source, "fence").await, own(&pair.target, "switch").await), (None, None));
+        assert!(may_write(&pair.source, &format!("/k/after {step}")).await);
+    }
+    level(&pair.source, &pair.target).await;
+    alike(&pair.source, "/k/", &pair.target, "/k/").await;
+}
+
 /// How a site is reached without a user.
 fn access(side: &Side) -> Access {
     let endpoints = side.endpoints().split(',').map(str::to_owned).collect();
