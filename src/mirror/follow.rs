@@ -18,7 +18,7 @@ use super::keyspace::{Keyspace, Side, Span};
 use super::machine::{Event, Sample, SeenSite};
 use super::resync::{Entry, Page};
 use super::transaction::Stored;
-use super::write::{answer_of, counted};
+use super::write::{answer_of, counted, pass};
 use crate::etcd::ClusterId;
 
 /// How long a linearizable read and a status may take: etcd itself gives up after 5 s + 2 elections.
@@ -190,7 +190,7 @@ fn came(sample: Result<Sample, String>) -> Came {
 
 impl Line {
     async fn client(&self) -> Result<Client, String> {
-        tokio::time::sleep(self.wait).await;
+        pass(self.wait).await;
         self.connection.client(&self.access, self.turn).await.map_err(|error| error.to_string())
     }
 
