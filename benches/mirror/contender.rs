@@ -16,6 +16,8 @@ pub(crate) enum Contender {
     MakeMirror,
     /// The transactions alone, without a source: see `bare`.
     Bare,
+    /// A watch of the history alone, without a target: see `bare`.
+    Watch,
     /// `quorate mirror`.
     Quorate,
 }
@@ -34,7 +36,7 @@ impl Agent {
                 make_mirror(&source, &pair.target.proxies[0].address().to_string(), after)
             }
             Contender::Quorate => quorate(&source, &pair.target.endpoints()),
-            Contender::Bare => unreachable!("it is no process"),
+            Contender::Bare | Contender::Watch => unreachable!("it is no process"),
         };
         let log = File::create(std::env::temp_dir().join(format!("bench-{contender:?}.log"))).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);

@@ -66,7 +66,9 @@ impl Bench<'_> {
         for distance in self.plan.distances.clone() {
             for run in 0..self.plan.runs {
                 let all = [Contender::MakeMirror, Contender::Bare, Contender::Quorate];
-                for contender in all.into_iter().skip(usize::from(run > 0)) {
+                // It has nothing to do with the target, nor with its distance.
+                let watch = (load == Load::CatchUp && distance.is_zero()).then_some(Contender::Watch);
+                for contender in all.into_iter().skip(usize::from(run > 0)).chain(watch) {
                     let (rate, memory) = self.run(load, contender, distance).await;
                     println!("{load:?} at {distance:?}: {contender:?} {rate:.0} keys/s, {memory:.0} MiB");
                     samples.push(Copied { load, contender, distance, rate, memory });
@@ -85,6 +87,7 @@ impl Bench<'_> {
         target.distance(distance);
         match contender {
             Contender::Bare => (self.bare().await, 0.0),
+            Contender::Watch => (self.watch().await, 0.0),
             Contender::MakeMirror => self.make_mirror(load).await,
             Contender::Quorate => self.quorate().await,
         }
@@ -97,6 +100,11 @@ impl Bench<'_> {
         let seconds = bare::write(&mut client, &pairs).await;
         self.compare().await;
         rate(pairs.len(), seconds)
+    }
+
+    async fn watch(&self) -> f64 {
+        let mut client = self.pair.source.client().await;
+        rate(self.plan.keys, bare::watch(&mut client, self.head + 1, self.plan.keys).await)
     }
 
     /// Until it is done or time is up. Each of its writes is a revision of the target.

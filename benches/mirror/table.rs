@@ -74,6 +74,17 @@ fn copied(text: &mut String, plan: &Plan, samples: &[Copied], what: Load, budget
             budgets.push(verdict(&words, "≥ 0.8 of the bare writer", share >= BARE_RATIO));
         }
     }
+    if what == Load::CatchUp {
+        let watches = samples.iter().filter(|sample| sample.contender == Contender::Watch);
+        let watch = Spread::of(watches.map(|sample| sample.rate));
+        writeln!(
+            text,
+            "\nA watch of the same history that writes nothing: {} revisions a second. etcd sends a watcher that is behind at most \
+             1,000 revisions at a time, and then lets it wait for a tenth of a second.",
+            spread(&watch)
+        )
+        .unwrap();
+    }
     text.push('\n');
 }
 

@@ -22,8 +22,10 @@ use crate::process::start;
 use crate::state::Cluster;
 
 const PROVISIONER: &str = "quorate.dev/test-folders";
-/// Pause after a watch has ended: the apiserver ends each after some time, and is killed by tests.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Pause after a watch has ended.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest watch: what has failed is tried again when the next one begins.
+const WATCH: &str = "--request-timeout=20s";
 
 /// Starts the provisioner and makes the default storage class `standard`.
 pub(crate) fn up(cluster: &Cluster, programs: &Path) -> Result<()> {
@@ -42,8 +44,7 @@ pub(crate) fn provision(cluster: &Cluster, programs: &Path) {
     });
 }
 
-/// Does it for every object of that kind, and again whenever one changes. What fails is tried again at its next change,
-/// or when the next watch begins.
+/// Does it for every object of that kind, when one changes and now and then. What fails is tried again then.
 fn follow(
     cluster: &Cluster,
     programs: &Path,
@@ -66,19 +67,22 @@ fn watch(
 ) -> Result<()> {
     let mut child = Command::new(programs.join("kubectl"))
         .arg(format!("--kubeconfig={}", cluster.kubeconfig().display()))
-        .args(["get", kind, "--all-namespaces", "--watch", "--output=json"])
+        .args(["get", kind, "--all-namespaces", "--watch", "--output=json", WATCH])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()?;
     let output = BufReader::new(child.stdout.take().context("a piped child has an output")?);
-    for object in serde_json::Deserializer::from_reader(output).into_iter::<Value>() {
+    let mut objects = serde_json::Deserializer::from_reader(output).into_iter::<Value>();
+    let ended = objects.try_for_each(|object| {
         let object = object?;
         if let Err(error) = each(cluster, programs, &object) {
             eprintln!("{kind} {}: {error:#}", object["metadata"]["name"]);
         }
-    }
+        Ok(())
+    });
+    drop(child.kill());
     child.wait()?;
-    Ok(())
+    ended
 }
 
 /// A folder and a volume for a claim that waits for them.
