@@ -74,45 +74,53 @@ pub fn heeded(config: &AgentConfig, records: &[Option<Record>; 2], agreed: Optio
         return Heeded::Follow(Box::new(config.clone()));
     };
     let by = |active: &str| Box::new(AgentConfig { active: active.to_owned(), ..config.clone() });
-    let (active, other, from, to) = match (here.site.role, there.site.role) {
-        (SiteRole::Active, SiteRole::Follower) if here.site.term == there.site.term => {
-            (first, second, here, there)
-        }
-        (SiteRole::Follower, SiteRole::Active) if here.site.term == there.site.term => {
-            (second, first, there, here)
-        }
-        (SiteRole::Active, SiteRole::Active) if here.site.term < there.site.term => {
-            return promoted(config, by(&first.name), &here.site, (&second.name, &there.site));
-        }
-        (SiteRole::Active, SiteRole::Active) if there.site.term < here.site.term => {
-            return promoted(config, by(&second.name), &there.site, (&first.name, &here.site));
-        }
-        (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => {
-            return Heeded::Follow(Box::new(config.clone()));
-        }
+    let Some([(active, from), (other, to)]) = direction(config, records) else {
+        return match (here.site.role, there.site.role) {
+            (SiteRole::Active, SiteRole::Active) if here.site.term < there.site.term => {
+                promoted(config, by(&first.name), &here.site, (&second.name, &there.site))
+            }
+            (SiteRole::Active, SiteRole::Active) if there.site.term < here.site.term => {
+                promoted(config, by(&second.name), &there.site, (&first.name, &here.site))
+            }
+            (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => {
+                Heeded::Follow(Box::new(config.clone()))
+            }
+        };
     };
-    let wants = config.active == other.name;
+    let wants = config.active == *other;
     let asked = to.begun || agreed == Some(from.site.term);
     match &config.fence {
-        Some(_) if wants && asked => Heeded::Switch { old: by(&active.name), to: other.name.clone() },
+        Some(_) if wants && asked => Heeded::Switch { old: by(active), to: other.clone() },
         Some(_) | None if from.fenced || (to.begun && !wants) => {
-            Heeded::TakeBack { old: by(&active.name), to: other.name.clone() }
+            Heeded::TakeBack { old: by(active), to: other.clone() }
         }
-        None if wants && asked => Heeded::NoFence(by(&active.name)),
-        Some(_) | None if wants => Heeded::NotAsked(by(&active.name)),
-        Some(_) | None => Heeded::Follow(by(&active.name)),
+        None if wants && asked => Heeded::NoFence(by(active)),
+        Some(_) | None if wants => Heeded::NotAsked(by(active)),
+        Some(_) | None => Heeded::Follow(by(active)),
+    }
+}
+
+/// The site that is active and the one that follows it, with their records; `None`: the records do not say the same.
+fn direction<'a>(
+    config: &'a AgentConfig,
+    records: &'a [Option<Record>; 2],
+) -> Option<[(&'a String, &'a Record); 2]> {
+    let ([first, second], [Some(here), Some(there)]) = (&config.sites, records) else { return None };
+    let sides = [(&first.name, here), (&second.name, there)];
+    match (here.site.role, there.site.role) {
+        (SiteRole::Active, SiteRole::Follower) if here.site.term == there.site.term => Some(sides),
+        (SiteRole::Follower, SiteRole::Active) if here.site.term == there.site.term => {
+            let [first, second] = sides;
+            Some([second, first])
+        }
+        (SiteRole::Active | SiteRole::Follower, SiteRole::Active | SiteRole::Follower) => None,
     }
 }
 
 /// The term in which the records name the site that the file names.
 pub fn agreed_term(config: &AgentConfig, records: &[Option<Record>; 2]) -> Option<u64> {
-    let [Some(here), Some(there)] = records else { return None };
-    let [first, _] = &config.sites;
-    let (active, other) = if config.active == first.name { (here, there) } else { (there, here) };
-    let agree = active.site.role == SiteRole::Active
-        && other.site.role == SiteRole::Follower
-        && active.site.term == other.site.term;
-    agree.then_some(active.site.term)
+    let [(active, record), _] = direction(config, records)?;
+    (config.active == *active).then_some(record.site.term)
 }
 
 /// Both sites are active, `to` in the later term: a switch that was not ended, or a promotion by hand. The latter leaves
