@@ -225,8 +225,10 @@ async fn an_agent_that_answers_is_told_of_and_gets_an_edit_without_a_restart() {
     });
     let routes = axum::Router::new().route("/status", axum::routing::get(async move || answer.to_string()));
     let server = tokio::spawn(async move { axum::serve(listener, routes).await });
-    // The Pod is told which file it should have, once.
-    assert_eq!(look(&context, &host).await, ["Pod dc-agent-1", "EtcdMirror dc/status"]);
+    // The Pod is told which file it should have; once more when the file holds the term that was agreed on.
+    let file_too = ["Pod dc-agent-1", "EtcdMirror dc/status", "ConfigMap dc-agent", "Pod dc-agent-1"];
+    assert_eq!(look(&context, &host).await, file_too);
+    assert_eq!(lock(&host).status()["agreedTerm"], 1);
     assert_eq!(lock(&host).condition("Ready"), "True Healthy");
     assert_eq!(lock(&host).status()["synced"], "7 keys");
     assert_eq!(look(&context, &host).await, Vec::<String>::new(), "a quiet mirror costs no write");
