@@ -84,7 +84,9 @@ pub fn gather(
     if offset > 0 || ops.len() > whole || bytes(ops.values()) > limits.hard_bytes {
         return part(first.revision, ops, offset, limits);
     }
-    let most = limits.stream_operations.min(whole);
+    // Who has more than that to write is behind, and nobody waits for a change that has just been made.
+    let behind = waiting.len() > limits.stream_operations;
+    let most = if behind { limits.scan_operations } else { limits.stream_operations }.min(whole);
     let mut batch = Batch { ops: Vec::new(), done: 1, revision: first.revision, offset: 0 };
     let (mut taken, mut size) = (ops, 0);
     size += bytes(taken.values());
@@ -200,12 +202,24 @@ mod tests {
         let limits = Limits { stream_operations: 3, ..Limits::default() };
         let (ops, done, revision, _) = gathered(&waiting, 0, limits);
         assert_eq!((ops.join(" ").as_str(), done, revision), ("a=1 b=1", 1, 5));
-        let limits = Limits { stream_operations: 1, ..Limits::default() };
-        assert_eq!(
-            gathered(&waiting, 0, limits).0.len(),
-            2,
-            "a revision that fits one transaction is not divided"
-        );
+        let limits = Limits { stream_operations: 1, scan_operations: 1, ..Limits::default() };
+        let whole = gathered(&waiting, 0, limits).0.len();
+        assert_eq!(whole, 2, "a revision that fits one transaction is not divided");
+    }
+
+    #[test]
+    fn who_is_behind_writes_as_much_at_once_as_a_scan() {
+        let waiting = waiting(&[
+            (5, vec![put("a", "1")]),
+            (6, vec![put("b", "1")]),
+            (7, vec![put("c", "1")]),
+            (8, vec![put("d", "1")]),
+        ]);
+        let done = |stream_operations| {
+            let limits = Limits { stream_operations, scan_operations: 3, ..Limits::default() };
+            gathered(&waiting, 0, limits).1
+        };
+        assert_eq!([2, 4].map(done), [3, 4], "four wait");
     }
 
     #[test]

@@ -148,7 +148,7 @@ pub struct Limits {
     pub level: usize,
     /// Operations of a transaction of changes. 1,024 take 30 ms of etcd's apply loop, which serves nobody meanwhile.
     pub stream_operations: usize,
-    /// Operations of a transaction of a scan, where nobody waits for a change.
+    /// Operations of a transaction of a scan, or of who is far behind: nobody waits for a change there.
     pub scan_operations: usize,
     /// Bytes of a transaction, keys and values and what carries them.
     pub bytes: usize,

@@ -2,20 +2,16 @@
 
 use std::time::Duration;
 
-use etcd_client::{
-    Client, Compare, CompareOp, Error, GetOptions, GetResponse, KvClient, Txn, TxnOp, WatchOptions,
-    WatchResponse,
-};
+use etcd_client::{Client, Compare, CompareOp, Error, GetOptions, GetResponse, KvClient, Txn, TxnOp};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::assembler::{Canceled, Event as WatchEvent, Response};
-use super::batch::Change;
 use super::checkpoint::{Claims, Identity, Owner, Role, parse_claims};
 use super::config::{MirrorId, claims_key};
 use super::connect::{Access, Connection, told};
 use super::keyspace::{Keyspace, Side, Span};
-use super::machine::{Event, Sample, SeenSite};
+use super::listen::Hearer;
+use super::machine::{Event, Sample, SeenSite, Watchers};
 use super::resync::{Entry, Page};
 use super::transaction::Stored;
 use super::write::{answer_of, counted, pass};
@@ -25,12 +21,8 @@ use crate::etcd::ClusterId;
 const PROBE_DEADLINE: Duration = Duration::from_secs(8);
 /// How long a page may take, over a thin line.
 pub(super) const PAGE_DEADLINE: Duration = Duration::from_secs(30);
-/// How long etcd may take to answer the first word of a watch.
-const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of a page that are taken; one of the usual size has a sixteenth.
 pub(super) const PAGE_BYTES: usize = 64 << 20;
-/// Bytes of an answer of a watch. etcd sends what came before `created` in one piece, however large.
-pub(super) const WATCH_BYTES: usize = 1 << 30;
 /// Owners that are read at once: fewer than etcd takes in a transaction.
 const OWNERS: usize = 64;
 /// Answers of a watch that wait for the machine; the rest waits in the connection's window, and at the source.
@@ -55,7 +47,7 @@ pub(super) struct Source {
 
 /// What a request needs; a copy of its own.
 #[derive(Clone)]
-struct Line {
+pub(super) struct Line {
     access: Access,
     connection: Connection,
     turn: usize,
@@ -144,17 +136,21 @@ impl Source {
         }
     }
 
-    pub(super) fn watch(&mut self, number: u64, from: i64, ranges: bool) {
+    pub(super) fn watch(&mut self, number: u64, from: i64, watchers: Watchers) {
         self.unwatch();
-        let spans =
-            if ranges { self.keyspace.spans(Side::Source) } else { vec![self.keyspace.hull(Side::Source)] };
+        let (hull, spans) = (self.keyspace.hull(Side::Source), self.keyspace.spans(Side::Source));
         let (ask, asked) = mpsc::channel(1);
-        let (line, heard) = (self.line(Duration::ZERO), self.heard.clone());
+        let line = self.line(Duration::ZERO);
+        let mut hearer = Hearer { number, asked, heard: self.heard.clone() };
         let task = tokio::spawn(async move {
-            let ended = line.listen(number, from, spans, asked, &heard).await;
+            let ended = match watchers {
+                Watchers::One => line.listen(vec![hull], from, &mut hearer).await,
+                Watchers::Windows => line.catch_up(&hull, from, &mut hearer).await,
+                Watchers::Ranges => line.listen(spans, from, &mut hearer).await,
+            };
             let denied = ended.as_ref().is_err_and(|problem| problem.contains("permission denied"));
             let event = if denied { Event::WatchDenied(number) } else { Event::WatchEnded(number) };
-            drop(heard.send((event, ended.err())).await);
+            drop(hearer.heard.send((event, ended.err())).await);
         });
         self.watch = Some((task.abort_handle(), ask));
     }
@@ -189,16 +185,16 @@ fn came(sample: Result<Sample, String>) -> Came {
 }
 
 impl Line {
-    async fn client(&self) -> Result<Client, String> {
+    pub(super) async fn client(&self) -> Result<Client, String> {
         pass(self.wait).await;
         self.connection.client(&self.access, self.turn).await.map_err(|error| error.to_string())
     }
 
-    fn told(&self, error: &Error) -> String {
+    pub(super) fn told(&self, error: &Error) -> String {
         told(&self.access, self.turn, error)
     }
 
-    async fn within<T>(
+    pub(super) async fn within<T>(
         &self,
         deadline: Duration,
         request: impl Future<Output = Result<T, Error>>,
@@ -270,51 +266,6 @@ impl Line {
         let mut kv = client.kv_client().max_decoding_message_size(PAGE_BYTES);
         self.within(PAGE_DEADLINE, kv.get(span.start.clone(), Some(range(&span, keys)))).await.map(page_of)
     }
-
-    /// Until the watch ends, or nobody hears.
-    async fn listen(
-        &self,
-        number: u64,
-        from: i64,
-        spans: Vec<Span>,
-        mut asked: mpsc::Receiver<()>,
-        heard: &mpsc::Sender<Came>,
-    ) -> Result<(), String> {
-        let client = self.client().await?;
-        let mut watches = client.watch_client().max_decoding_message_size(WATCH_BYTES);
-        let options = |span: &Span| {
-            WatchOptions::new()
-                .with_range(span.range_end())
-                .with_start_revision(from)
-                .with_progress_notify()
-                .with_fragment()
-        };
-        let Some((first, others)) = spans.split_first() else { return Ok(()) };
-        let opened = watches.watch(first.start.clone(), Some(options(first)));
-        let mut stream = self.within(WATCH_DEADLINE, opened).await?;
-        for span in others {
-            let opened = stream.watch(span.start.clone(), Some(options(span)));
-            self.within(WATCH_DEADLINE, opened).await?;
-        }
-        loop {
-            let Ok(room) = heard.reserve().await else { return Ok(()) };
-            let message = tokio::select! {
-                message = stream.message() => message,
-                Some(()) = asked.recv() => {
-                    stream.request_progress().await.map_err(|error| self.told(&error))?;
-                    continue;
-                }
-            };
-            let Some(message) = message.map_err(|error| self.told(&error))? else { return Ok(()) };
-            let response = response_of(message);
-            if let Some(Canceled { compacted: 0, reason }) = &response.canceled
-                && !reason.contains("compacted")
-            {
-                return Err(format!("the source ended the watch: {reason}"));
-            }
-            room.send((Event::Watched(number, response), None));
-        }
-    }
 }
 
 /// An answer; `None`: the user's role has no right to it.
@@ -344,31 +295,6 @@ pub(super) fn page_of(mut answer: GetResponse) -> Page {
         Entry { key, value, lease, modified }
     });
     Page { entries: entries.collect(), revision, more }
-}
-
-/// etcd-client's answer has no accessor for `fragment`.
-fn response_of(answer: WatchResponse) -> Response {
-    let answer = answer.0;
-    let canceled = answer
-        .canceled
-        .then(|| Canceled { compacted: answer.compact_revision, reason: answer.cancel_reason.clone() });
-    let events = answer.events.into_iter().filter_map(|event| {
-        let kv = event.kv?;
-        // DELETE is 1; a kind that is not known yet would have to be a put of some sort.
-        let value = (event.r#type != 1).then_some(kv.value);
-        let change = Change { key: kv.key, value, lease: kv.lease };
-        Some(WatchEvent { revision: kv.mod_revision, change })
-    });
-    let header = answer.header.unwrap_or_default();
-    Response {
-        watcher: answer.watch_id,
-        head: header.revision,
-        cluster: header.cluster_id,
-        created: answer.created,
-        canceled,
-        fragment: answer.fragment,
-        events: events.collect(),
-    }
 }
 
 /// tonic's words for an answer above the limit; its code is that of a compaction.

@@ -8,8 +8,8 @@ use tokio::time::MissedTickBehavior;
 
 use super::assembler::STREAM;
 use super::config::MirrorId;
-use super::follow::WATCH_BYTES;
 use super::keyspace::{Fate, Keyspace, Side, Span, next_key};
+use super::listen::WATCH_BYTES;
 use super::machine::{KEYS, Look, progress_is_exact};
 
 /// etcd answers a question for progress only while all watchers have everything, so it is asked again and again.

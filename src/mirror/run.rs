@@ -238,7 +238,7 @@ impl<'a> Turn<'a> {
             Command::Stop(stop) => return Some(*stop),
             Command::Probe { elsewhere } => self.source.probe(elsewhere, pause(self.source_failures)),
             Command::ReadSource(number, span, keys) => self.source.read(number, span, keys),
-            Command::Watch { number, from, ranges } => self.source.watch(number, from, ranges),
+            Command::Watch { number, from, watchers } => self.source.watch(number, from, watchers),
             Command::Progress => self.source.ask_for_progress(),
             Command::WriteSite(value) => self.source.write_site(value),
             Command::Lease(request) => self.lessor.ask(request),

@@ -9,7 +9,7 @@ use quorate::api::reason::Reason;
 
 /// Files of these names do I/O; all others are nouns and pure, so a name answers "can this fail because of the
 /// network?".
-const VERBS: [&str; 22] = [
+const VERBS: [&str; 23] = [
     "read",
     "observe",
     "inspect",
@@ -25,6 +25,7 @@ const VERBS: [&str; 22] = [
     "reconcile",
     "issue",
     "follow",
+    "listen",
     "look",
     "lease",
     "write",

@@ -108,8 +108,8 @@ pub enum Command {
         number: u64,
         /// First revision.
         from: i64,
-        /// One watcher a mapping, in place of one over all of them.
-        ranges: bool,
+        /// How it is divided.
+        watchers: Watchers,
     },
     /// Ask the watch for its progress.
     Progress,
@@ -119,6 +119,17 @@ pub enum Command {
     Lease(LeaseRequest),
     /// It is over.
     Stop(Box<Stop>),
+}
+
+/// How a watch is divided among watchers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watchers {
+    /// One over all mappings.
+    One,
+    /// The same; history that lies far behind may be read by several, if it comes as from one.
+    Windows,
+    /// One a mapping.
+    Ranges,
 }
 
 /// What has happened.

@@ -5,7 +5,7 @@
 
 use super::{
     Asked, Assembler, Canceled, Command, Event, Floor, Link, Machine, Response, Revision, Sample, Stage,
-    Stop, Why,
+    Stop, Watchers, Why,
 };
 use crate::mirror::batch::Change;
 use crate::mirror::checkpoint::{Checkpoint, Position};
@@ -90,15 +90,26 @@ impl Machine {
             known = self.sample.as_ref().map_or(0, |sample| sample.head);
             self.drop_waiting();
         }
-        let watchers = if self.ranges { self.keyspace.spans(Side::Source).len() } else { 1 };
+        let count = if self.ranges { self.keyspace.spans(Side::Source).len() } else { 1 };
         let stale = self.assembler.stale;
-        self.assembler = Assembler::new(watchers, known);
+        self.assembler = Assembler::new(count, known);
         self.assembler.stale = stale;
         self.watch += 1;
         self.silent_ticks = 0;
         self.link = Link::Watching;
         self.stats.watches += 1;
-        self.commands.push(Command::Watch { number: self.watch, from: known + 1, ranges: self.ranges });
+        let watchers = self.watchers();
+        self.commands.push(Command::Watch { number: self.watch, from: known + 1, watchers });
+    }
+
+    /// Windows end by a progress that is exact, where no change of ours ends them; what comes beside a scan is near.
+    fn watchers(&self) -> Watchers {
+        let exact = self.sample.as_ref().is_some_and(|sample| progress_is_exact(&sample.version));
+        match (self.ranges, exact && self.position.scan().is_none()) {
+            (true, _) => Watchers::Ranges,
+            (false, true) => Watchers::Windows,
+            (false, false) => Watchers::One,
+        }
     }
 
     /// Whether a checkpoint may move by what the source answers when it is asked for the watch's progress.

@@ -9,7 +9,7 @@ use quorate::mirror::checkpoint::Claims;
 use quorate::mirror::config::{Config, Limits, MirrorId, Policy, claims_key};
 use quorate::mirror::keyspace::{Fate, Side, Span};
 use quorate::mirror::machine::{
-    Command, Event, LeaseAnswer, LeaseRequest, Look, Machine, Mode, Own, Sample, SeenSite, Settings,
+    Command, Event, LeaseAnswer, LeaseRequest, Look, Machine, Mode, Own, Sample, SeenSite, Settings, Watchers,
 };
 use quorate::mirror::stop::Stop;
 use quorate::mirror::transaction::{Node, Transaction};
@@ -234,7 +234,7 @@ impl Pair {
                     self.agents[agent].over = Some(*stop);
                 }
                 Command::Progress => self.progress(agent),
-                Command::Watch { number, from, ranges } => self.watch(agent, number, from, ranges),
+                Command::Watch { number, from, watchers } => self.watch(agent, number, from, watchers),
                 command @ (Command::Lease(_)
                 | Command::ReadOwn
                 | Command::Commit(_)
@@ -256,14 +256,14 @@ impl Pair {
         }
     }
 
-    fn watch(&mut self, agent: usize, number: u64, from: i64, ranges: bool) {
+    fn watch(&mut self, agent: usize, number: u64, from: i64, watchers: Watchers) {
         let from = self.bug.watch_from(from);
         let agent = &mut self.agents[agent];
         let hull = Span {
             start: agent.ranges.iter().map(|span| span.start.clone()).min().unwrap(),
             end: agent.ranges.last().unwrap().end.clone(),
         };
-        let spans = if ranges { agent.ranges.clone() } else { vec![hull] };
+        let spans = if watchers == Watchers::Ranges { agent.ranges.clone() } else { vec![hull] };
         let watcher = |span| Watcher { span, next: from, created: false };
         let watchers = spans.into_iter().map(watcher).collect();
         agent.watch = Some(Watch { number, watchers, sent: VecDeque::new() });
