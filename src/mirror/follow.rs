@@ -10,7 +10,7 @@ use super::checkpoint::{Claims, Identity, Owner, Role, parse_claims};
 use super::config::{MirrorId, claims_key};
 use super::connect::{Access, Connection, told};
 use super::keyspace::{Keyspace, Side, Span};
-use super::listen::Hearer;
+use super::listen::{ANSWERS, Listener, Watch};
 use super::machine::{Event, Sample, SeenSite, Watchers};
 use super::resync::{Entry, Page};
 use super::transaction::Stored;
@@ -25,8 +25,6 @@ pub(super) const PAGE_DEADLINE: Duration = Duration::from_secs(30);
 pub(super) const PAGE_BYTES: usize = 64 << 20;
 /// Owners that are read at once: fewer than etcd takes in a transaction.
 const OWNERS: usize = 64;
-/// Answers of a watch that wait for the machine; the rest waits in the connection's window, and at the source.
-const WATCH_ANSWERS: usize = 4;
 
 /// What came of a request, and what went wrong in words.
 pub(super) type Came = (Event, Option<String>);
@@ -40,7 +38,7 @@ pub(super) struct Source {
     turn: usize,
     /// What runs on the connection.
     running: Vec<AbortHandle>,
-    watch: Option<(AbortHandle, mpsc::Sender<()>)>,
+    watch: Option<Listener>,
     came: mpsc::Sender<Came>,
     heard: mpsc::Sender<Came>,
 }
@@ -62,7 +60,7 @@ impl Source {
         id: &MirrorId,
         came: mpsc::Sender<Came>,
     ) -> (Self, mpsc::Receiver<Came>) {
-        let (heard, hears) = mpsc::channel(WATCH_ANSWERS);
+        let (heard, hears) = mpsc::channel(ANSWERS);
         let source = Self {
             access,
             keyspace,
@@ -137,40 +135,20 @@ impl Source {
     }
 
     pub(super) fn watch(&mut self, number: u64, from: i64, watchers: Watchers) {
-        self.unwatch();
-        let (hull, spans) = (self.keyspace.hull(Side::Source), self.keyspace.spans(Side::Source));
-        let (ask, asked) = mpsc::channel(1);
-        let line = self.line(Duration::ZERO);
-        let mut hearer = Hearer { number, asked, heard: self.heard.clone() };
-        let task = tokio::spawn(async move {
-            let ended = match watchers {
-                Watchers::One => line.listen(vec![hull], from, &mut hearer).await,
-                Watchers::Windows => line.catch_up(&hull, from, &mut hearer).await,
-                Watchers::Ranges => line.listen(spans, from, &mut hearer).await,
-            };
-            let denied = ended.as_ref().is_err_and(|problem| problem.contains("permission denied"));
-            let event = if denied { Event::WatchDenied(number) } else { Event::WatchEnded(number) };
-            drop(hearer.heard.send((event, ended.err())).await);
-        });
-        self.watch = Some((task.abort_handle(), ask));
+        let spans = match watchers {
+            Watchers::Ranges => self.keyspace.spans(Side::Source),
+            Watchers::One | Watchers::Windows => vec![self.keyspace.hull(Side::Source)],
+        };
+        let watch = Watch { number, from, spans, windows: watchers == Watchers::Windows };
+        self.watch = Some(Listener::start(self.line(Duration::ZERO), watch, self.heard.clone()));
     }
 
     pub(super) fn ask_for_progress(&self) {
-        if let Some((_, ask)) = &self.watch {
-            // One question that waits is as good as two.
-            let waits = ask.try_send(()).is_err();
-            tracing::trace!(waits, "progress is asked for");
-        }
-    }
-
-    fn unwatch(&mut self) {
-        if let Some((task, _)) = self.watch.take() {
-            task.abort();
-        }
+        self.watch.iter().for_each(Listener::ask_for_progress);
     }
 
     pub(super) fn hang_up(&mut self) {
-        self.unwatch();
+        self.watch = None;
         for task in self.running.drain(..) {
             task.abort();
         }

@@ -1,9 +1,11 @@
 //! Watches of the source: what they say, in its order, to the machine, which reads no faster than it can write.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use etcd_client::{Client, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{WatchOptions, WatchResponse};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 use super::assembler::{Canceled, Event as WatchEvent, Response};
 use super::batch::Change;
@@ -17,123 +19,142 @@ const WATCH_DEADLINE: Duration = Duration::from_secs(10);
 /// Bytes of an answer of a watch. etcd sends what came before `created` in one piece, however large.
 pub(super) const WATCH_BYTES: usize = 1 << 30;
 
-/// Who hears what a watch says, and asks for its progress.
-pub(super) struct Hearer {
-    /// Of the watch.
+/// Answers of one watch that wait for whoever reads them; the rest waits in the connection's window, and at the source.
+pub(super) const ANSWERS: usize = 4;
+
+/// What is to be watched.
+pub(super) struct Watch {
+    /// Tells its answers from those of others.
     pub number: u64,
-    /// Wishes for progress.
-    pub asked: mpsc::Receiver<()>,
-    /// Where answers go.
-    pub heard: mpsc::Sender<Came>,
+    /// First revision.
+    pub from: i64,
+    /// A watcher each.
+    pub spans: Vec<Span>,
+    /// What lies far behind may be read through windows.
+    pub windows: bool,
+}
+
+/// A watch that runs until it ends, or this is dropped. It says last that it has ended, and why if it knows.
+pub(super) struct Listener {
+    task: AbortHandle,
+    ask: mpsc::Sender<()>,
+}
+
+impl Listener {
+    pub(super) fn start(line: Line, watch: Watch, heard: mpsc::Sender<Came>) -> Self {
+        let (ask, asked) = mpsc::channel(1);
+        let task = tokio::spawn(async move {
+            let ended = if watch.windows {
+                line.catch_up(&watch, asked, &heard).await
+            } else {
+                line.listen(&watch, asked, &heard).await
+            };
+            let denied = ended.as_ref().is_err_and(|problem| problem.contains("permission denied"));
+            let ending = if denied { Event::WatchDenied } else { Event::WatchEnded };
+            drop(heard.send((ending(watch.number), ended.err())).await);
+        });
+        Self { task: task.abort_handle(), ask }
+    }
+
+    /// How far is it? One question that waits is as good as two.
+    pub(super) fn ask_for_progress(&self) {
+        let waits = self.ask.try_send(()).is_err();
+        tracing::trace!(waits, "progress is asked for");
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Line {
-    /// A watcher each, as it is. Until the watch ends, or nobody hears.
-    pub(super) async fn listen(
+    /// One stream, as it is. Until it ends, or nobody hears.
+    async fn listen(
         &self,
-        spans: Vec<Span>,
-        from: i64,
-        hearer: &mut Hearer,
+        watch: &Watch,
+        mut asked: mpsc::Receiver<()>,
+        heard: &mpsc::Sender<Came>,
     ) -> Result<(), String> {
         let client = self.client().await?;
-        let mut stream = self.open(&client, spans.iter().map(|span| (span, from))).await?;
+        let mut watches = client.watch_client().max_decoding_message_size(WATCH_BYTES);
+        let Some((first, others)) = watch.spans.split_first() else { return Ok(()) };
+        let opened = watches.watch(first.start.clone(), Some(options(first, watch.from)));
+        let mut stream = self.within(WATCH_DEADLINE, opened).await?;
+        for span in others {
+            let opened = stream.watch(span.start.clone(), Some(options(span, watch.from)));
+            self.within(WATCH_DEADLINE, opened).await?;
+        }
         loop {
-            // What nobody takes waits in the connection's window, and at the source.
-            let Ok(room) = hearer.heard.reserve().await else { return Ok(()) };
+            let Ok(room) = heard.reserve().await else { return Ok(()) };
             let message = tokio::select! {
                 message = stream.message() => message,
-                Some(()) = hearer.asked.recv() => {
+                Some(()) = asked.recv() => {
                     stream.request_progress().await.map_err(|error| self.told(&error))?;
                     continue;
                 }
             };
             let Some(message) = message.map_err(|error| self.told(&error))? else { return Ok(()) };
-            room.send((Event::Watched(hearer.number, checked(response_of(message))?), None));
+            let response = response_of(message);
+            if let Some(Canceled { compacted: 0, reason }) = &response.canceled
+                && !reason.contains("compacted")
+            {
+                return Err(format!("the source ended the watch: {reason}"));
+            }
+            room.send((Event::Watched(watch.number, response), None));
         }
     }
 
-    /// The same of one span; what lies far behind is read through windows.
-    pub(super) async fn catch_up(&self, span: &Span, from: i64, hearer: &mut Hearer) -> Result<(), String> {
-        let client = self.client().await?;
-        let mut windows = Windows::one(from, Sizes::default());
-        loop {
-            let stream = self.open(&client, windows.starts().map(|from| (span, from))).await?;
-            let Some(next) = self.hear(stream, span, windows, hearer).await? else { return Ok(()) };
-            let watchers = next.starts().count();
-            tracing::debug!(watchers, from = next.starts().next(), "the watch goes on with another stream");
-            windows = next;
-        }
-    }
-
-    /// Until the watch ends, or nobody hears, or other windows are better than these.
-    async fn hear(
+    /// One stream, or several while much lies ahead. Until one of them ends, or nobody hears.
+    async fn catch_up(
         &self,
-        mut stream: WatchStream,
-        span: &Span,
-        mut windows: Windows,
-        hearer: &mut Hearer,
-    ) -> Result<Option<Windows>, String> {
+        watch: &Watch,
+        mut asked: mpsc::Receiver<()>,
+        heard: &mpsc::Sender<Came>,
+    ) -> Result<(), String> {
+        let (say, mut said) = mpsc::channel(ANSWERS);
+        let start = |number, from| {
+            let window = Watch { number, from, spans: watch.spans.clone(), windows: false };
+            (number, Listener::start(self.clone(), window, say.clone()))
+        };
+        let mut windows = Windows::new(watch.from, Sizes::default());
+        let mut listeners = BTreeMap::from([start(0, watch.from)]);
         loop {
-            tokio::select! {
-                message = stream.message() => {
-                    let Some(message) = message.map_err(|error| self.told(&error))? else { return Ok(None) };
-                    let taken = windows.take(response_of(message));
-                    for from in taken.open {
-                        let opened = stream.watch(span.start.clone(), Some(options(span, from)));
-                        self.within(WATCH_DEADLINE, opened).await?;
-                    }
-                    for watcher in taken.close {
-                        self.within(WATCH_DEADLINE, stream.cancel(watcher)).await?;
-                    }
-                    for response in taken.ready {
-                        let event = Event::Watched(hearer.number, checked(response)?);
-                        if hearer.heard.send((event, None)).await.is_err() {
-                            return Ok(None);
-                        }
-                    }
+            let (event, problem) = tokio::select! {
+                Some(said) = said.recv() => said,
+                Some(()) = asked.recv() => {
+                    windows.created().filter_map(|number| listeners.get(&number)).for_each(Listener::ask_for_progress);
+                    continue;
                 }
-                Some(()) = hearer.asked.recv() => {
-                    if windows.may_ask() {
-                        self.within(WATCH_DEADLINE, stream.request_progress()).await?;
-                    }
+            };
+            let Event::Watched(number, response) = event else {
+                // A window that is over may have ended since.
+                if let Event::WatchEnded(number) | Event::WatchDenied(number) = event
+                    && !listeners.contains_key(&number)
+                {
+                    continue;
+                }
+                return problem.map_or(Ok(()), Err);
+            };
+            let taken = windows.take(number, response);
+            if !taken.open.is_empty() {
+                tracing::debug!(opened = taken.open.len(), "history is read through further windows");
+            }
+            listeners.retain(|number, _| !taken.close.contains(number));
+            listeners.extend(taken.open.into_iter().map(|(number, from)| start(number, from)));
+            for response in taken.ready {
+                if heard.send((Event::Watched(watch.number, response), None)).await.is_err() {
+                    return Ok(());
                 }
             }
-            if let Some(next) = windows.successor() {
-                return Ok(Some(next));
-            }
         }
-    }
-
-    /// A stream with these watchers.
-    async fn open<'a>(
-        &self,
-        client: &Client,
-        watchers: impl Iterator<Item = (&'a Span, i64)>,
-    ) -> Result<WatchStream, String> {
-        let mut client = client.watch_client().max_decoding_message_size(WATCH_BYTES);
-        let mut watchers = watchers.map(|(span, from)| (span.start.clone(), Some(options(span, from))));
-        let (start, first) = watchers.next().ok_or("nothing is to be watched")?;
-        let mut stream = self.within(WATCH_DEADLINE, client.watch(start, first)).await?;
-        for (start, options) in watchers {
-            self.within(WATCH_DEADLINE, stream.watch(start, options)).await?;
-        }
-        Ok(stream)
     }
 }
 
 fn options(span: &Span, from: i64) -> WatchOptions {
     let options = WatchOptions::new().with_range(span.range_end()).with_start_revision(from);
     options.with_progress_notify().with_fragment()
-}
-
-/// A watch that was ended for another reason than a compaction is a problem of the source.
-fn checked(response: Response) -> Result<Response, String> {
-    match &response.canceled {
-        Some(Canceled { compacted: 0, reason }) if !reason.contains("compacted") => {
-            Err(format!("the source ended the watch: {reason}"))
-        }
-        Some(_) | None => Ok(response),
-    }
 }
 
 /// etcd-client's answer has no accessor for `fragment`.

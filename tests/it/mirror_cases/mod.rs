@@ -30,6 +30,7 @@ mod access;
 mod agent;
 mod directions;
 mod foreign;
+mod history;
 mod incident;
 mod judge;
 mod keys;
@@ -107,7 +108,7 @@ impl Mirror {
 
     fn spawn(mut command: Command, listen: SocketAddr) -> Self {
         let log = NamedTempFile::new().unwrap();
-        command.env("RUST_LOG", "info").stdin(Stdio::null());
+        command.env("RUST_LOG", "info,quorate::mirror::listen=debug").stdin(Stdio::null());
         command.stdout(log.reopen().unwrap()).stderr(log.reopen().unwrap());
         Self { child: command.spawn().unwrap(), log, listen }
     }
