@@ -1,7 +1,7 @@
 //! The mirror: one keyspace of an etcd, exactly, in another.
 //!
 //! Separate because it runs on any host, without Kubernetes. What decides is plain code over plain data
-//! ([`machine`]: events in, commands out); `follow`, `write` and `run` do what it says.
+//! ([`machine`]: events in, commands out); `follow`, `listen`, `write` and `run` do what it says.
 //!
 //! The target holds the checkpoint: how far it has come, written in the transaction that writes the data. So a crash at
 //! any point loses nothing and repeats nothing, two agents cannot interleave, and a target that is restored from a backup
