@@ -154,7 +154,11 @@ async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
     let object = get(&host, name).await?;
     let to = match wanted(&object, switch) {
         Ok(Some(to)) => to,
-        Ok(None) => return asked_already(&object),
+        Ok(None) => {
+            let (said, exit) = asked_already(&object);
+            terminal::print(&format!("{said}\n"))?;
+            return Ok(exit);
+        }
         Err(why) => return Err(Problem::Usage(why).into()),
     };
     let spec = if switch.writers_stopped {
@@ -172,18 +176,14 @@ async fn switch_over(switch: &Switch) -> anyhow::Result<Exit> {
     }
 }
 
-/// Nothing is to be done; whether it has come to pass.
-fn asked_already(object: &EtcdMirror) -> anyhow::Result<Exit> {
+/// Nothing is to be done: what there is to say, and whether it has come to pass.
+fn asked_already(object: &EtcdMirror) -> (String, Exit) {
     let (active, status) = (&object.spec.active, object.status.clone().unwrap_or_default());
     match status.source.filter(|source| source != active) {
-        None => {
-            terminal::print(&format!("{active} is asked to be active already\n"))?;
-            Ok(Exit::Done)
-        }
+        None => (format!("{active} is asked to be active already"), Exit::Done),
         Some(source) => {
             let why = status.summary.unwrap_or_default();
-            terminal::print(&format!("{active} is asked to be active already, and {source} is. {why}\n"))?;
-            Ok(Exit::Unavailable)
+            (format!("{active} is asked to be active already, and {source} is. {why}"), Exit::Unavailable)
         }
     }
 }
@@ -424,6 +424,18 @@ mod tests {
     fn condition(type_: &str, status: &str, reason: &str, message: &str) -> Value {
         json!({"type": type_, "status": status, "reason": reason, "message": message,
             "lastTransitionTime": "2026-01-02T03:04:05Z"})
+    }
+
+    #[test]
+    fn a_switch_to_what_is_asked_for_already_says_whether_it_is_so() {
+        let asked = |status| asked_already(&mirror(&json!({}), status));
+        for status in [json!({}), json!({"source": "eqiad"})] {
+            assert_eq!(asked(status), ("eqiad is asked to be active already".to_owned(), Exit::Done));
+        }
+        let summary = "This file wants eqiad, and the sites agreed on codfw.";
+        let (said, exit) = asked(json!({"source": "codfw", "summary": summary}));
+        assert_eq!(said, format!("eqiad is asked to be active already, and codfw is. {summary}"));
+        assert_eq!(exit, Exit::Unavailable);
     }
 
     fn following() -> Value {

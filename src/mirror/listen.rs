@@ -12,7 +12,7 @@ use super::batch::Change;
 use super::follow::{Came, Line};
 use super::keyspace::Span;
 use super::machine::Event;
-use super::windows::{Sizes, Windows};
+use super::windows::{Sizes, Taken, Windows};
 
 /// How long etcd may take to answer the first word of a watch.
 const WATCH_DEADLINE: Duration = Duration::from_secs(10);
@@ -114,22 +114,23 @@ impl Line {
         heard: &mpsc::Sender<Came>,
     ) -> Result<(), String> {
         let (say, mut said) = mpsc::channel(ANSWERS);
-        let start = |number, from| {
+        let start = |(number, from)| {
             let window = Watch { number, from, spans: watch.spans.clone(), windows: false };
             (number, Listener::start(self.clone(), window, say.clone()))
         };
         let mut windows = Windows::new(watch.from, Sizes::default());
-        let mut listeners = BTreeMap::from([start(0, watch.from)]);
+        let mut listeners = BTreeMap::from([start((0, watch.from))]);
         loop {
             let (event, problem) = tokio::select! {
                 Some(said) = said.recv() => said,
                 Some(()) = asked.recv() => {
-                    windows.created().filter_map(|number| listeners.get(&number)).for_each(Listener::ask_for_progress);
+                    let created = windows.created().filter_map(|number| listeners.get(&number));
+                    created.for_each(Listener::ask_for_progress);
                     continue;
                 }
             };
             let Event::Watched(number, response) = event else {
-                // A window that is over may have ended since.
+                // One that was closed may have ended just before.
                 if let Event::WatchEnded(number) | Event::WatchDenied(number) = event
                     && !listeners.contains_key(&number)
                 {
@@ -137,13 +138,13 @@ impl Line {
                 }
                 return problem.map_or(Ok(()), Err);
             };
-            let taken = windows.take(number, response);
-            if !taken.open.is_empty() {
-                tracing::debug!(opened = taken.open.len(), "history is read through further windows");
+            let Taken { ready, open, close } = windows.take(number, response);
+            listeners.retain(|number, _| !close.contains(number));
+            if !open.is_empty() {
+                tracing::debug!(opened = open.len(), "history is read through further windows");
             }
-            listeners.retain(|number, _| !taken.close.contains(number));
-            listeners.extend(taken.open.into_iter().map(|(number, from)| start(number, from)));
-            for response in taken.ready {
+            listeners.extend(open.into_iter().map(start));
+            for response in ready {
                 if heard.send((Event::Watched(watch.number, response), None)).await.is_err() {
                     return Ok(());
                 }

@@ -153,7 +153,8 @@ impl Windows {
 
     /// Those that may be asked for their progress. It would overtake what etcd keeps back of one that is not created.
     pub fn created(&self) -> impl Iterator<Item = u64> {
-        self.open.iter().filter(|window| window.created).map(|window| window.number)
+        let open = self.open.iter().filter(|window| window.created && window.whole < window.end);
+        open.map(|window| window.number)
     }
 
     /// Takes an answer of this watch.
@@ -175,6 +176,7 @@ impl Windows {
     fn receive(&mut self, place: usize, mut response: Response, taken: &mut Taken) {
         let several = self.open.len() > 1;
         let Some(window) = self.open.get_mut(place) else { return };
+        let number = window.number;
         if response.canceled.is_some() {
             // One of them is as bad as all: what it would have sent does not come.
             taken.ready.push(response);
@@ -198,6 +200,9 @@ impl Windows {
             self.length = revisions.clamp(self.sizes.shortest, LONGEST * self.sizes.shortest);
             self.most = (self.sizes.bytes / bytes.max(1)).clamp(1, self.sizes.most);
         }
+        if window.whole >= window.end {
+            taken.close.push(number);
+        }
         // Without changes it would be progress.
         if response.events.is_empty() {
             return;
@@ -210,7 +215,7 @@ impl Windows {
         }
     }
 
-    /// Closes what is whole; what was kept for the next one goes on.
+    /// Takes away what is whole; what was kept for the next one goes on.
     fn finish(&mut self, taken: &mut Taken) {
         while self.open.front().is_some_and(|first| first.whole >= first.end) {
             taken.close.extend(self.open.pop_front().map(|first| first.number));
