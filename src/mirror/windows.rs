@@ -84,8 +84,12 @@ impl Window {
         self.fresh = false;
     }
 
+    fn is_whole(&self) -> bool {
+        self.whole >= self.end
+    }
+
     /// Notes how far it has come, and takes away what lies behind its end. Returns how many revisions and bytes a batch
-    /// had that is whole now.
+    /// had that is over now.
     fn trim(&mut self, response: &mut Response) -> Option<(i64, usize)> {
         let last = response.events.last()?.revision;
         if self.begun == self.whole {
@@ -94,14 +98,14 @@ impl Window {
         self.batch.1 += bytes(response);
         self.begun = self.begun.max(last);
         self.whole = self.whole.max(if response.fragment { last - 1 } else { last });
-        let is_whole = !response.fragment;
-        self.fresh &= !is_whole;
+        let is_over = !response.fragment;
+        self.fresh &= !is_over && !self.is_whole();
         if last > self.end {
             response.events.retain(|event| event.revision <= self.end);
             response.fragment = false;
         }
         let (before, bytes) = self.batch;
-        is_whole.then_some((last - before, bytes))
+        is_over.then_some((last - before, bytes))
     }
 }
 
@@ -153,7 +157,7 @@ impl Windows {
 
     /// Those that may be asked for their progress. It would overtake what etcd keeps back of one that is not created.
     pub fn created(&self) -> impl Iterator<Item = u64> {
-        let open = self.open.iter().filter(|window| window.created && window.whole < window.end);
+        let open = self.open.iter().filter(|window| window.created && !window.is_whole());
         open.map(|window| window.number)
     }
 
@@ -176,7 +180,10 @@ impl Windows {
     fn receive(&mut self, place: usize, mut response: Response, taken: &mut Taken) {
         let several = self.open.len() > 1;
         let Some(window) = self.open.get_mut(place) else { return };
-        let number = window.number;
+        // One that is whole has nothing more to say.
+        if window.is_whole() {
+            return;
+        }
         if response.canceled.is_some() {
             // One of them is as bad as all: what it would have sent does not come.
             taken.ready.push(response);
@@ -200,8 +207,8 @@ impl Windows {
             self.length = revisions.clamp(self.sizes.shortest, LONGEST * self.sizes.shortest);
             self.most = (self.sizes.bytes / bytes.max(1)).clamp(1, self.sizes.most);
         }
-        if window.whole >= window.end {
-            taken.close.push(number);
+        if window.is_whole() {
+            taken.close.push(window.number);
         }
         // Without changes it would be progress.
         if response.events.is_empty() {
@@ -217,7 +224,7 @@ impl Windows {
 
     /// Takes away what is whole; what was kept for the next one goes on.
     fn finish(&mut self, taken: &mut Taken) {
-        while self.open.front().is_some_and(|first| first.whole >= first.end) {
+        while self.open.front().is_some_and(Window::is_whole) {
             taken.close.extend(self.open.pop_front().map(|first| first.number));
             let kept = self.open.front_mut().map(|next| std::mem::take(&mut next.kept)).unwrap_or_default();
             self.kept_bytes -= kept.iter().map(bytes).sum::<usize>();
