@@ -243,9 +243,9 @@ impl Windows {
 
     /// Whether others are opened: one alone must be far behind, and all must have said how much there is.
     fn is_worth_more(&self) -> bool {
-        let alone = self.open.len() == 1;
-        let far = self.open.iter().all(|window| self.head - window.whole >= AHEAD * self.length);
-        self.open.iter().all(|window| !window.fresh) && (far || !alone)
+        let far = |window: &Window| self.head - window.whole >= AHEAD * self.length;
+        let several = self.open.len() > 1;
+        (several || self.open.iter().all(far)) && self.open.iter().all(|window| !window.fresh)
     }
 
     /// Gives the last window an end, and puts another behind it, as often as that is worth a watch.

@@ -104,8 +104,7 @@ impl Machine {
 
     /// Windows end by a progress that is exact, where no change of ours ends them; what comes beside a scan is near.
     fn watchers(&self) -> Watchers {
-        let exact = self.sample.as_ref().is_some_and(|sample| progress_is_exact(&sample.version));
-        match (self.ranges, exact && self.position.scan().is_none()) {
+        match (self.ranges, self.position.scan().is_none() && self.believes_progress()) {
             (true, _) => Watchers::Ranges,
             (false, true) => Watchers::Windows,
             (false, false) => Watchers::One,

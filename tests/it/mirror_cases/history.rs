@@ -8,7 +8,7 @@ use quorate_pair::{Pair, Side};
 use tokio::task::JoinSet;
 
 use super::judge::judge;
-use super::{MEMORY, Mirror, alike, checkpoint, full, level, patience};
+use super::{MEMORY, Mirror, alike, checkpoint, level, patience};
 
 /// Writers at once.
 const WRITERS: usize = 50;
@@ -45,6 +45,15 @@ async fn mix(mut client: Client, rounds: usize) {
     }
 }
 
+/// A mirror has everything, and its agent dies; the revision at which that was.
+async fn leave(Pair { source, target }: &Pair, flags: &[&str]) -> i64 {
+    source.etcd.fill("/k/", 100, 20).await;
+    let mirror = Mirror::start(source, target, flags);
+    let reached = level(source, target).await.position.revision();
+    mirror.kill();
+    reached
+}
+
 /// How often agents have opened windows.
 fn windows(said: &str) -> usize {
     said.matches(WINDOWS).count()
@@ -56,10 +65,7 @@ async fn is_caught_up_with(minor: &'static str) {
     let Pair { source, target } = &pair;
     let recorded = [source.etcd.record().await, target.etcd.record().await];
     let flags = ["--prefix", "/k/", "--ignore", "/k/ignored.*"];
-    source.etcd.fill("/k/", 100, 20).await;
-    let mirror = Mirror::start(source, target, &flags);
-    let begun = level(source, target).await.position.revision();
-    mirror.kill();
+    let begun = leave(&pair, &flags).await;
 
     tokio::join!(
         write(source, "/k/", 12_000, 30),
@@ -107,10 +113,7 @@ async fn what_lies_far_behind_comes_in_order_and_whole_from_every_release() {
 async fn a_history_whose_end_is_others_is_caught_up_with() {
     let pair = Pair::of("3.6").await;
     let Pair { source, target } = &pair;
-    source.etcd.fill("/k/", 100, 20).await;
-    let mirror = Mirror::start(source, target, &["--prefix", "/k/"]);
-    level(source, target).await;
-    mirror.kill();
+    leave(&pair, &["--prefix", "/k/"]).await;
     write(source, "/k/", 2_500, 30).await;
     write(source, "/others/", 9_000, 30).await;
     let mirror = Mirror::start(source, target, &["--prefix", "/k/"]);
@@ -125,10 +128,7 @@ async fn a_history_whose_end_is_others_is_caught_up_with() {
 async fn history_that_goes_away_while_it_is_read_costs_a_scan() {
     let pair = Pair::of("3.6").await;
     let Pair { source, target } = &pair;
-    source.etcd.fill("/k/", 100, 20).await;
-    let mirror = Mirror::start(source, target, &[]);
-    let begun = level(source, target).await.position.revision();
-    mirror.kill();
+    let begun = leave(&pair, &[]).await;
     write(source, "/k/", 20_000, 30).await;
     // So the agent is amid it for long enough.
     target.distance(DISTANCE);
@@ -145,12 +145,9 @@ async fn history_that_goes_away_while_it_is_read_costs_a_scan() {
 async fn what_waits_its_turn_is_bounded_by_bytes_too() {
     let pair = Pair::of("3.6").await;
     let Pair { source, target } = &pair;
-    source.etcd.fill("/k/", 100, 20).await;
-    let mirror = Mirror::start(source, target, &[]);
-    level(source, target).await;
-    mirror.kill();
+    leave(&pair, &[]).await;
     write(source, "/k/", 3_000, 30).await;
-    write(source, "/k/", 5_000, if full() { 100_000 } else { 50_000 }).await;
+    write(source, "/k/", 5_000, 50_000).await;
     let mirror = Mirror::start(source, target, &[]);
     let head = source.etcd.head().await;
     until_within(patience() * 4, "the target has it all", async || {
