@@ -91,11 +91,15 @@ fn failures_are_told_at_once() {
         std::panic::set_hook(Box::new(move |panic| {
             let thread = std::thread::current();
             let said = format!("{}: {panic}\n", thread.name().unwrap_or("a task"));
-            // Not by `eprint!`, which is what the harness keeps.
-            drop(std::io::stderr().write_all(said.as_bytes()));
+            at_once(&said);
             usual(panic);
         }));
     });
+}
+
+/// Not by `eprint!`, which is what the harness keeps.
+fn at_once(said: &str) {
+    drop(std::io::stderr().write_all(said.as_bytes()));
 }
 
 /// Applies `deploy/install.yaml` once for all stories and waits for both replicas.
@@ -445,16 +449,23 @@ impl Story {
 
     fn describe(&self) {
         let namespace = self.namespace.as_str();
-        for arguments in [
-            vec!["-n", namespace, "get", "etcdclusters,pods,pvc", "-o", "wide"],
+        let questions = [
+            vec!["-n", namespace, "get", "etcdclusters,etcdmemberreplacements,pods", "-o", "wide"],
+            vec!["-n", namespace, "get", "pvc", "-o", "wide"],
             vec!["-n", namespace, "get", "etcdclusters", "-o", "yaml"],
             vec!["-n", namespace, "get", "events"],
             vec!["-n", "quorate-system", "logs", "-l", "app.kubernetes.io/component=operator", "--tail=40"],
-        ] {
-            let output = Command::new("kubectl").args(&arguments).output();
+        ];
+        for (number, arguments) in questions.iter().enumerate() {
+            let output = Command::new("kubectl").args(arguments).output();
             let said =
                 output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-            eprintln!("$ kubectl {}\n{said}", arguments.join(" "));
+            let said = format!("$ kubectl {}\n{said}", arguments.join(" "));
+            if number == 0 {
+                at_once(&said);
+            } else {
+                eprintln!("{said}");
+            }
         }
     }
 }
