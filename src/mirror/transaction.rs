@@ -12,6 +12,9 @@ pub enum Guard {
     Created(Vec<u8>, i64),
     /// The key was last changed at this revision; 0: there is none.
     Modified(Vec<u8>, i64),
+    /// There is no key from the first one to the second, which is not included. etcd compares each key of a range, and
+    /// one that is all zero if there is none (server/etcdserver/apply, `applyCompare`).
+    Vacant(Vec<u8>, Vec<u8>),
 }
 
 /// The lease of a key that is written.
@@ -141,6 +144,14 @@ impl Op {
         }
     }
 
+    /// The same without a condition of its own.
+    pub fn unconditional(self) -> Self {
+        match self {
+            Self::Add { key, value, lease } => Self::Put { key, value, lease },
+            Self::Put { .. } | Self::Delete(_) => self,
+        }
+    }
+
     fn node(self) -> Node {
         match self {
             Self::Put { key, value, lease } => Node::Put { key, value, lease },
@@ -157,7 +168,7 @@ impl Op {
 /// Operations beside the data on the top level: the checkpoint.
 const RESERVED: usize = 1;
 
-/// The least `--max-txn-ops` that leaves room: one change, or two conditions.
+/// The least `--max-txn-ops` that leaves room: one change, or two conditions. More conditions need a larger one.
 pub const LEAST_LEVEL: usize = 2;
 
 /// How many changes fit into one transaction under a target's `--max-txn-ops`. Adding takes one level more.

@@ -202,6 +202,7 @@ fn compare(guard: Guard) -> Compare {
         Guard::Value(key, value) => Compare::value(key, CompareOp::Equal, value),
         Guard::Created(key, revision) => Compare::create_revision(key, CompareOp::Equal, revision),
         Guard::Modified(key, revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+        Guard::Vacant(start, end) => Compare::create_revision(start, CompareOp::Equal, 0).with_range(end),
     }
 }
 

@@ -312,6 +312,8 @@ enum Effect {
     Behind(usize, usize),
     /// So many of the page's differences are done.
     Page(usize),
+    /// So many keys were put where there was none at all, on that condition.
+    Settled(usize),
     /// So many keys were added, if nobody else has made them meanwhile.
     Added(usize),
     /// The revision moved, or the scan is over.

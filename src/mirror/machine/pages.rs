@@ -10,6 +10,11 @@
 //!
 //! Keys that the target lacks, and that no mirror has written, are added only if they are still missing. Whether they
 //! were is known by the answer. Until then the cursor stays.
+//!
+//! Where the target has nothing at all, as in most first syncs, one condition on the range takes the place of one for
+//! each key: that there is still nothing between the first and the last of them. So the cursor moves in the same
+//! transaction, and etcd has half the work. If somebody made a key there meanwhile, all of it is refused, which is a
+//! definite answer: the page is read once more on both sides, and from then on keys are added one by one.
 
 use std::collections::VecDeque;
 
@@ -19,7 +24,7 @@ use crate::mirror::checkpoint::{Position, Scan};
 use crate::mirror::config::allowed_deletes;
 use crate::mirror::keyspace::{Side, Span, next_key};
 use crate::mirror::resync::{Difference, Differing, Entry, Nameless, Owned, Page, behind, compare, remedy};
-use crate::mirror::transaction::Op;
+use crate::mirror::transaction::{LEAST_LEVEL, Op};
 
 /// Keys of the first page: with the largest values that etcd takes by default it is still below [`PAGE_BYTES`] times
 /// a hundred, and pages soon grow or shrink to the sizes that they find.
@@ -52,6 +57,10 @@ pub(super) struct Pages {
     pending: VecDeque<(Vec<u8>, Op, bool)>,
     /// Where the cursor is when that is done.
     bound: Option<Bound>,
+    /// The target had nothing where the page is: what is to be done are puts, on the condition that it still is so.
+    vacant: bool,
+    /// That condition did not hold once, or has no room in a transaction: it is not tried again.
+    shared: bool,
     /// The target's revision in which the last of them were added.
     added: Option<i64>,
     pub(super) target_keys: Option<u64>,
@@ -96,7 +105,13 @@ enum There {
 impl Pages {
     /// Begins anew at the cursor.
     pub(super) fn forget(&mut self) {
-        *self = Self { number: self.number, keys: self.keys, ..Self::default() };
+        *self = Self { number: self.number, keys: self.keys, shared: self.shared, ..Self::default() };
+    }
+
+    /// What the target has is not nothing, or cannot be asked for: begins anew, key by key.
+    pub(super) fn not_vacant(&mut self) {
+        self.shared = true;
+        self.forget();
     }
 
     /// As many keys as fit a page of the usual size.
@@ -306,6 +321,7 @@ impl Machine {
         let upto = page.entries.iter().take_while(|entry| before(entry)).count();
         let here: Vec<Entry> = page.entries.drain(..upto).collect();
         let leases = (self.settings.config.leases, self.settings.id.parking_lease());
+        self.scan.vacant = there.entries.is_empty() && !self.scan.shared && self.limits.level > LEAST_LEVEL;
         let compared = match compare(&self.keyspace, leases, &here, &there.entries) {
             Ok(compared) => compared,
             Err(Nameless(key)) => return self.stop(Stop::Nameless(key)),
@@ -354,6 +370,7 @@ impl Machine {
             if deleting && !scan.approved && (nothing || too_many) {
                 return Err(Why::PruneGuard);
             }
+            let op = if self.scan.vacant { op.unconditional() } else { op };
             pending.push_back((key.key, op, counts));
         }
         Ok(pending)
@@ -373,15 +390,16 @@ impl Machine {
             let position = self.at(scan);
             return self.commit(ops, position, Effect::Added(count));
         }
+        let effect = if self.scan.vacant { Effect::Settled(count) } else { Effect::Page(count) };
         match (self.scan.pending.get(count), bound) {
-            (None, Bound::End) => self.finish(ops, scan.revision, Effect::Page(count)),
+            (None, Bound::End) => self.finish(ops, scan.revision, effect),
             (None, Bound::Key(key)) => {
                 let position = self.at(Scan { cursor: Some(key), ..scan });
-                self.commit(ops, position, Effect::Page(count));
+                self.commit(ops, position, effect);
             }
             (Some((key, ..)), _) => {
                 let position = self.at(Scan { cursor: Some(key.clone()), ..scan });
-                self.commit(ops, position, Effect::Page(count));
+                self.commit(ops, position, effect);
             }
         }
     }

@@ -7,6 +7,7 @@
 use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Resynced, Stage, Stop};
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
+use crate::mirror::keyspace::next_key;
 use crate::mirror::transaction::{Answer, Guard, LEAST_LEVEL, Lease, Node, Op, Stored, Transaction, nest};
 
 impl Machine {
@@ -57,10 +58,13 @@ impl Machine {
         };
         let value = next.text();
         let (owner, checkpoint) = (self.settings.id.key("owner"), self.settings.id.key("checkpoint"));
-        let when = vec![
+        let mut when = vec![
             Guard::Value(owner.clone(), self.owner.clone()),
             Guard::Value(checkpoint.clone(), previous.clone()),
         ];
+        if let (Effect::Settled(_), Some(first), Some(last)) = (&effect, ops.first(), ops.last()) {
+            when.push(Guard::Vacant(first.key().to_vec(), next_key(last.key())));
+        }
         let largest = ops.iter().max_by_key(|op| op.bytes()).map(|op| (op.key().to_vec(), op.bytes()));
         let size = (ops.len(), ops.iter().map(Op::bytes).sum());
         let deletes = ops.iter().filter(|op| matches!(op, Op::Delete(_))).count();
@@ -82,14 +86,15 @@ impl Machine {
             Some(Asked::Data) => {
                 let mut read = answer.read().into_iter();
                 let (owner, checkpoint) = (read.next().flatten(), read.next().flatten());
-                self.resolve(owner.as_ref(), checkpoint.as_ref());
+                self.resolve(owner.as_ref(), checkpoint.as_ref(), true);
             }
             other => self.asked = other,
         }
     }
 
-    /// What became of the transaction under way, by what the target says of owner and checkpoint.
-    fn resolve(&mut self, owner: Option<&Stored>, checkpoint: Option<&Stored>) {
+    /// What became of the transaction under way, by what the target says of owner and checkpoint: in the answer to it,
+    /// or after silence.
+    fn resolve(&mut self, owner: Option<&Stored>, checkpoint: Option<&Stored>, answered: bool) {
         if let Some(stop) = self.lost(owner, checkpoint) {
             return self.stop(stop);
         }
@@ -98,6 +103,15 @@ impl Machine {
         match checkpoint {
             None => self.stop(Stop::CheckpointLost),
             Some(stored) if stored.value == flight.value => self.landed(None, stored.modified),
+            // Both hold, so it was the third condition that did not.
+            Some(stored)
+                if Some(&stored.value) == before
+                    && answered
+                    && matches!(flight.effect, Effect::Settled(_)) =>
+            {
+                self.flight = None;
+                self.scan.not_vacant();
+            }
             // Whichever of both comes first is done, and the other finds another checkpoint.
             Some(stored) if Some(&stored.value) == before => {
                 if self.stage != Stage::Running {
@@ -165,7 +179,7 @@ impl Machine {
                 self.stats.split += u64::from(done == 0);
             }
             Effect::Behind(done, offset) => self.done_behind(done, offset),
-            Effect::Page(done) => self.done_with_page(done),
+            Effect::Page(done) | Effect::Settled(done) => self.done_with_page(done),
             Effect::Added(done) => {
                 let all = answer.is_some_and(|answer| answer.refused_adds() == 0);
                 self.done_adding(done, revision, all);
@@ -204,6 +218,9 @@ impl Machine {
         match (refusal, asked) {
             (Refusal::TooManyOperations, Some(Asked::Data)) if self.limits.level / 2 >= LEAST_LEVEL => {
                 self.limits.level /= 2;
+                if self.limits.level == LEAST_LEVEL {
+                    self.scan.not_vacant();
+                }
             }
             (Refusal::TooManyOperations, _) => self.stop(Stop::TooFewOperations),
             (Refusal::TooLarge, Some(Asked::Take | Asked::Claim)) => {
@@ -256,7 +273,7 @@ impl Machine {
             }
             Stage::Running | Stage::Counting(_) => {
                 self.foreign.saw(own.revision);
-                self.resolve(own.owner.as_ref(), own.checkpoint.as_ref());
+                self.resolve(own.owner.as_ref(), own.checkpoint.as_ref(), false);
             }
             Stage::Over => {}
         }

@@ -8,7 +8,7 @@ use quorate::mirror::config::{Config, Leases, MirrorId};
 use quorate::mirror::keyspace::Fate;
 use quorate::mirror::machine::{Command, Event, Look, Sample};
 use quorate::mirror::resync::Page;
-use quorate::mirror::transaction::{Answer, Node, Transaction};
+use quorate::mirror::transaction::{Answer, Guard, Node, Transaction};
 
 use super::etcd::Etcd;
 use super::pair::put_of;
@@ -27,6 +27,7 @@ pub(super) enum Bug {
     OneLate,
     NeverRewound,
     AddUnasked,
+    VacantUnasked,
     CompactionUnseen,
     ForeignUnseen,
     GrantSkipped,
@@ -36,7 +37,7 @@ pub(super) enum Bug {
     LeaseOrNone,
 }
 
-pub(super) const ALL: [(Bug, &str); 17] = [
+pub(super) const ALL: [(Bug, &str); 18] = [
     (Bug::HeaderIsProgress, "the header of an answer with events is believed as progress"),
     (Bug::CheckpointAlone, "the checkpoint is a transaction of its own"),
     (Bug::WithinARevision, "fragments are taken for whole answers, so a batch ends within a revision"),
@@ -47,6 +48,7 @@ pub(super) const ALL: [(Bug, &str); 17] = [
     (Bug::OneLate, "a watch begins one revision too late"),
     (Bug::NeverRewound, "a source that was set back is taken for the same"),
     (Bug::AddUnasked, "keys are added whether they are there or not"),
+    (Bug::VacantUnasked, "where there was nothing it is believed that there is still nothing"),
     (Bug::CompactionUnseen, "after a compaction the watch goes on at the oldest revision that is left"),
     (Bug::ForeignUnseen, "others' writes are looked for and not found"),
     (Bug::GrantSkipped, "a lease is believed to be granted, and is not"),
@@ -148,6 +150,10 @@ impl Bug {
         }
         if self == Self::NoCompareOnRetry && again {
             return vec![Transaction { when: Vec::new(), ..transaction }];
+        }
+        if self == Self::VacantUnasked {
+            let when = transaction.when.into_iter().filter(|guard| !matches!(guard, Guard::Vacant(..)));
+            return vec![Transaction { when: when.collect(), ..transaction }];
         }
         if self == Self::AddUnasked {
             return vec![Transaction { then: unconditional(transaction.then), ..transaction }];

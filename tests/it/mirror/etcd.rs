@@ -237,7 +237,7 @@ impl Etcd {
         })
     }
 
-    fn holds(&self, guard: &Guard) -> bool {
+    pub(super) fn holds(&self, guard: &Guard) -> bool {
         match guard {
             Guard::Value(key, value) => self.keys.get(key).is_some_and(|stored| stored.bytes == *value),
             Guard::Created(key, revision) => {
@@ -246,6 +246,7 @@ impl Etcd {
             Guard::Modified(key, revision) => {
                 self.keys.get(key).map_or(0, |stored| stored.modified) == *revision
             }
+            Guard::Vacant(start, end) => self.keys.range(start.clone()..end.clone()).next().is_none(),
         }
     }
 }
@@ -282,6 +283,7 @@ fn bytes(transaction: &Transaction) -> usize {
     let guard = |guard: &Guard| match guard {
         Guard::Value(key, value) => key.len() + value.len() + 8,
         Guard::Created(key, _) | Guard::Modified(key, _) => key.len() + 12,
+        Guard::Vacant(start, end) => start.len() + end.len() + 12,
     };
     let nodes = transaction.then.iter().chain(&transaction.otherwise);
     transaction.when.iter().map(guard).sum::<usize>() + nodes.map(node).sum::<usize>()

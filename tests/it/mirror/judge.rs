@@ -36,7 +36,7 @@ pub(super) fn transaction(pair: &mut Pair, before: &Etcd) -> Result<(), String> 
     }
     pair.divided += u64::from(matches!(new.position, Position::Stream { offset: 1.., .. }));
     let keyspace = new.config.keyspace().unwrap();
-    own_keys_only(pair, &keyspace, &data, &new)?;
+    own_keys_only(pair, &keyspace, &data, old.as_ref())?;
     exact(pair, &keyspace, &new)
 }
 
@@ -65,7 +65,7 @@ fn own_keys_only(
     pair: &mut Pair,
     keyspace: &Keyspace,
     data: &[&[u8]],
-    new: &Checkpoint,
+    old: Option<&Checkpoint>,
 ) -> Result<(), String> {
     for key in data {
         let shown = key.escape_ascii();
@@ -75,16 +75,16 @@ fn own_keys_only(
         if !pair.foreign.contains(*key) {
             continue;
         }
-        let passed = match &new.position {
-            Position::Stream { .. } => true,
-            // Somebody may have made it where the mirror had been already.
-            Position::First(scan) | Position::Resync(scan) => {
+        // Where the mirror had been before this transaction, somebody may have made it since.
+        let passed = match old.map(|old| &old.position) {
+            None => false,
+            Some(Position::Stream { .. } | Position::Resync(_)) => true,
+            Some(Position::First(scan)) => {
                 scan.cursor.as_ref().is_some_and(|cursor| source < *cursor)
                     || Owned::new(scan).unwrap().has(key, 0)
             }
         };
-        let first = matches!(new.position, Position::First(_));
-        if first && !passed && !pair.policy.overwrite && !pair.policy.prune {
+        if !passed && !pair.policy.overwrite && !pair.policy.prune {
             return Err(format!("I7 its own: {shown} was there before and nobody gave leave"));
         }
         pair.foreign.remove(*key);

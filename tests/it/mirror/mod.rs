@@ -65,6 +65,8 @@ struct Seen {
     splits: u64,
     meddled: u64,
     leases: u64,
+    taken: u64,
+    refused: u64,
     stops: std::collections::BTreeMap<&'static str, u64>,
 }
 
@@ -124,6 +126,7 @@ fn history(seed: u64, bug: Bug) -> Report {
         pair.violation = settle(&mut pair, &mut seen).err();
     }
     (seen.lost, seen.splits, seen.leases) = (pair.lost, pair.divided, pair.ended);
+    (seen.taken, seen.refused) = (pair.taken, pair.refused);
     Report { violation: pair.violation.take(), journal: pair.journal, seen }
 }
 
@@ -158,12 +161,24 @@ fn foreign(pair: &mut Pair) {
     let Some(first) = pair.config.mappings.first() else { return };
     let key =
         if first.target.is_empty() { format!("/a/k{number}") } else { format!("{}k{number}", first.target) };
-    if !judge::untouched(pair, key.as_bytes()) {
-        return;
+    make_foreign(pair, &key);
+}
+
+/// Somebody makes a key that is about to be added: it was not there when the target was read.
+fn foreign_between(pair: &mut Pair) {
+    let adding = pair.adding();
+    if !adding.is_empty() {
+        let at = pair.below(adding.len());
+        make_foreign(pair, &adding[at]);
     }
-    pair.foreign.insert(key.clone().into_bytes());
-    pair.note(format!("foreign {key}"));
-    put_in_target(pair, &key);
+}
+
+fn make_foreign(pair: &mut Pair, key: &str) {
+    if judge::untouched(pair, key.as_bytes()) {
+        pair.foreign.insert(key.as_bytes().to_vec());
+        pair.note(format!("foreign {key}"));
+        put_in_target(pair, key);
+    }
 }
 
 /// Somebody changes a mirrored key of the target, or makes or deletes one, where a scan makes it good.
@@ -261,7 +276,12 @@ fn act(pair: &mut Pair, seen: &mut Seen) {
     let acts = if recreates(pair) { 104 } else { 100 };
     match pair.below(acts) {
         _ if running == 0 => drop(pair.start(Mode::Follow, None)),
-        0..34 => pair.advance(agent, true),
+        0..34 => {
+            if pair.chance(0.05) {
+                foreign_between(pair);
+            }
+            pair.advance(agent, true);
+        }
         34..50 => pair.serve_watch(agent),
         50..64 => pair.hear(agent),
         64..84 => write(pair),
@@ -479,9 +499,12 @@ fn search(seeds: std::ops::Range<u64>, bug: Bug, total: &Mutex<Seen>) -> Option<
 }
 
 fn add(total: &mut Seen, seen: &Seen) {
-    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, meddled, leases, stops } =
+    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, meddled, leases, .. } =
         seen;
+    let Seen { taken, refused, stops, .. } = seen;
     total.leases += leases;
+    total.taken += taken;
+    total.refused += refused;
     total.crashes += crashes;
     total.late += late;
     total.lost += lost;
@@ -528,6 +551,8 @@ fn no_history_breaks_an_invariant() {
             total.splits,
             total.meddled,
             total.leases,
+            total.taken,
+            total.refused,
         ] {
             assert!(count > 50, "something hardly happens: {total:?}");
         }

@@ -12,7 +12,7 @@ use quorate::mirror::machine::{
     Command, Event, LeaseAnswer, LeaseRequest, Look, Machine, Mode, Own, Sample, SeenSite, Settings, Watchers,
 };
 use quorate::mirror::stop::Stop;
-use quorate::mirror::transaction::{Node, Transaction};
+use quorate::mirror::transaction::{Guard, Node, Transaction};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -96,6 +96,10 @@ pub(super) struct Pair {
     pub(super) divided: u64,
     /// How often a lease ended in the target.
     pub(super) ended: u64,
+    /// How often somebody had made a key where there was none when it was read: where there was nothing at all, and
+    /// beside other keys.
+    pub(super) taken: u64,
+    pub(super) refused: u64,
     /// The journal has what agents hear and want.
     pub(super) verbose: bool,
     started: u64,
@@ -127,6 +131,8 @@ impl Pair {
             lost: 0,
             divided: 0,
             ended: 0,
+            taken: 0,
+            refused: 0,
             verbose: std::env::var_os("QUORATE_MIRROR_SEED").is_some(),
             started: 0,
         }
@@ -186,6 +192,16 @@ impl Pair {
             }
         }
         self.note("crash");
+    }
+
+    /// Keys that transactions on their way would add.
+    pub(super) fn adding(&self) -> Vec<String> {
+        let requests = self.agents.iter().flat_map(|agent| &agent.requests);
+        let added = requests.filter_map(|request| match (&request.command, &request.answer) {
+            (Command::Commit(transaction), None) => Some(added(transaction, false)),
+            _ => None,
+        });
+        added.flatten().map(|key| String::from_utf8(key).unwrap()).collect()
     }
 
     /// Whether something may yet arrive from a request that was given up.
@@ -396,9 +412,14 @@ impl Pair {
             Command::Commit(transaction) => {
                 let again = self.agents[agent].resent.as_ref() == Some(transaction);
                 let transactions = self.bug.transactions(transaction.clone(), again);
+                let vacant = |guard: &&Guard| matches!(guard, Guard::Vacant(..)) && !self.target.holds(guard);
+                self.taken += u64::from(transaction.when.iter().any(|guard| vacant(&guard)));
                 let mut answer = Event::TargetSilent;
                 for transaction in transactions {
                     answer = self.transact(&transaction);
+                }
+                if let Event::Committed(answer) = &answer {
+                    self.refused += u64::from(answer.refused_adds() > 0);
                 }
                 answer
             }
@@ -596,6 +617,22 @@ fn shown(nodes: &[Node]) -> String {
         Node::Nested(nested) => format!("+{}", shown(&nested.then)),
     });
     shown.collect()
+}
+
+/// Keys that are put on the condition that they are not there.
+fn added(transaction: &Transaction, nested: bool) -> Vec<Vec<u8>> {
+    let absent = |guard: &Guard| match guard {
+        Guard::Vacant(..) => true,
+        Guard::Created(_, revision) => *revision == 0,
+        Guard::Value(..) | Guard::Modified(..) => false,
+    };
+    let adds = nested || transaction.when.iter().any(absent);
+    let keys = transaction.then.iter().map(|node| match node {
+        Node::Put { key, .. } if adds && !key.starts_with(b"/__quorate/") => vec![key.clone()],
+        Node::Nested(nested) => added(nested, adds),
+        Node::Put { .. } | Node::Delete(_) | Node::Get(_) => Vec::new(),
+    });
+    keys.flatten().collect()
 }
 
 /// What a transaction puts under this key, at any depth.
