@@ -145,6 +145,7 @@ impl Op {
     }
 
     /// The same without a condition of its own.
+    #[must_use]
     pub fn unconditional(self) -> Self {
         match self {
             Self::Add { key, value, lease } => Self::Put { key, value, lease },
@@ -168,8 +169,8 @@ impl Op {
 /// Operations beside the data on the top level: the checkpoint.
 const RESERVED: usize = 1;
 
-/// The least `--max-txn-ops` that leaves room: one change, or two conditions. More conditions need a larger one.
-pub const LEAST_LEVEL: usize = 2;
+/// The least `--max-txn-ops` that leaves room for three conditions. To begin takes more.
+pub const LEAST_LEVEL: usize = 3;
 
 /// How many changes fit into one transaction under a target's `--max-txn-ops`. Adding takes one level more.
 pub fn capacity(level: usize, adding: bool) -> usize {

@@ -16,8 +16,8 @@
 //! - **Invariant (I4):** what is handed on is in order, once, and whole: a window is over when its watcher has sent
 //!   something at or behind its end, or a progress that is. How much etcd sends at once is a matter of speed only.
 //! - Progress is handed on while one watch is open only: it says nothing of what other windows lack.
-//! - What is kept is bounded: windows are opened when those before have shown how large they are, and above
-//!   [`Sizes::most_bytes`] all but the first are given up; that one then has no end.
+//! - What is kept is bounded: but for the first few, windows are opened when those before have shown how large they are,
+//!   and above [`Sizes::most_bytes`] all but the first are given up; that one then has no end.
 
 use std::collections::VecDeque;
 
@@ -37,6 +37,8 @@ const ENDLESS: i64 = i64::MAX;
 pub struct Sizes {
     /// Revisions of a window, at least.
     pub shortest: i64,
+    /// Windows to begin with, while it is not known how much they have.
+    pub first: usize,
     /// Windows at once.
     pub most: usize,
     /// Bytes of so many windows as are open at once, by the size of what was seen last.
@@ -47,7 +49,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { shortest: ROUND, most: 16, bytes: 8 << 20, most_bytes: 8 << 20 }
+        Self { shortest: ROUND, first: 16, most: 32, bytes: 8 << 20, most_bytes: 8 << 20 }
     }
 }
 
@@ -148,7 +150,7 @@ impl Windows {
             open: VecDeque::from([Window::new(0, from)]),
             opened: 1,
             length: sizes.shortest,
-            most: 1,
+            most: sizes.first,
             head: 0,
             kept_bytes: 0,
             told: false,
@@ -241,11 +243,13 @@ impl Windows {
         (self.kept_bytes, self.most) = (0, 1);
     }
 
-    /// Whether others are opened: one alone must be far behind, and all must have said how much there is.
+    /// Whether others are opened: one alone must be far behind, and all must have said how much there is. The very first
+    /// one need not: what it has comes a tenth of a second later, and that of others with it.
     fn is_worth_more(&self) -> bool {
         let far = |window: &Window| self.head - window.whole >= AHEAD * self.length;
         let several = self.open.len() > 1;
-        (several || self.open.iter().all(far)) && self.open.iter().all(|window| !window.fresh)
+        let begins = self.opened == 1 && self.told;
+        (several || self.open.iter().all(far)) && (begins || self.open.iter().all(|window| !window.fresh))
     }
 
     /// Gives the last window an end, and puts another behind it, as often as that is worth a watch.
@@ -302,7 +306,7 @@ mod tests {
         given_up: bool,
     }
 
-    const SIZES: Sizes = Sizes { shortest: 5, most: 4, bytes: 6000, most_bytes: 3000 };
+    const SIZES: Sizes = Sizes { shortest: 5, first: 3, most: 4, bytes: 6000, most_bytes: 3000 };
 
     fn change(revision: i64, number: usize, bytes: usize) -> Change {
         Change { key: format!("{revision}/{number}").into(), value: Some(vec![0; bytes]), lease: 0 }

@@ -24,7 +24,7 @@ use crate::mirror::checkpoint::{Position, Scan};
 use crate::mirror::config::allowed_deletes;
 use crate::mirror::keyspace::{Side, Span, next_key};
 use crate::mirror::resync::{Difference, Differing, Entry, Nameless, Owned, Page, behind, compare, remedy};
-use crate::mirror::transaction::{LEAST_LEVEL, Op};
+use crate::mirror::transaction::Op;
 
 /// Keys of the first page: with the largest values that etcd takes by default it is still below [`PAGE_BYTES`] times
 /// a hundred, and pages soon grow or shrink to the sizes that they find.
@@ -59,7 +59,7 @@ pub(super) struct Pages {
     bound: Option<Bound>,
     /// The target had nothing where the page is: what is to be done are puts, on the condition that it still is so.
     vacant: bool,
-    /// That condition did not hold once, or has no room in a transaction: it is not tried again.
+    /// That condition did not hold once: it is not tried again.
     shared: bool,
     /// The target's revision in which the last of them were added.
     added: Option<i64>,
@@ -108,7 +108,7 @@ impl Pages {
         *self = Self { number: self.number, keys: self.keys, shared: self.shared, ..Self::default() };
     }
 
-    /// What the target has is not nothing, or cannot be asked for: begins anew, key by key.
+    /// Somebody has made a key where the page was being written: begins anew, key by key.
     pub(super) fn not_vacant(&mut self) {
         self.shared = true;
         self.forget();
@@ -321,7 +321,7 @@ impl Machine {
         let upto = page.entries.iter().take_while(|entry| before(entry)).count();
         let here: Vec<Entry> = page.entries.drain(..upto).collect();
         let leases = (self.settings.config.leases, self.settings.id.parking_lease());
-        self.scan.vacant = there.entries.is_empty() && !self.scan.shared && self.limits.level > LEAST_LEVEL;
+        self.scan.vacant = there.entries.is_empty() && !self.scan.shared;
         let compared = match compare(&self.keyspace, leases, &here, &there.entries) {
             Ok(compared) => compared,
             Err(Nameless(key)) => return self.stop(Stop::Nameless(key)),

@@ -103,20 +103,16 @@ impl Machine {
         match checkpoint {
             None => self.stop(Stop::CheckpointLost),
             Some(stored) if stored.value == flight.value => self.landed(None, stored.modified),
-            // Both hold, so it was the third condition that did not.
-            Some(stored)
-                if Some(&stored.value) == before
-                    && answered
-                    && matches!(flight.effect, Effect::Settled(_)) =>
-            {
-                self.flight = None;
-                self.scan.not_vacant();
-            }
             // Whichever of both comes first is done, and the other finds another checkpoint.
             Some(stored) if Some(&stored.value) == before => {
                 if self.stage != Stage::Running {
                     self.flight = None;
                     return;
+                }
+                // These two conditions held, so it was the third one that did not.
+                if answered && matches!(flight.effect, Effect::Settled(_)) {
+                    self.flight = None;
+                    return self.scan.not_vacant();
                 }
                 let again = flight.transaction.clone();
                 self.ask(Asked::Data, Command::Commit(again));
@@ -218,9 +214,6 @@ impl Machine {
         match (refusal, asked) {
             (Refusal::TooManyOperations, Some(Asked::Data)) if self.limits.level / 2 >= LEAST_LEVEL => {
                 self.limits.level /= 2;
-                if self.limits.level == LEAST_LEVEL {
-                    self.scan.not_vacant();
-                }
             }
             (Refusal::TooManyOperations, _) => self.stop(Stop::TooFewOperations),
             (Refusal::TooLarge, Some(Asked::Take | Asked::Claim)) => {

@@ -68,7 +68,9 @@ async fn is_caught_up_with(minor: &'static str) {
     let begun = leave(&pair, &flags).await;
 
     tokio::join!(
-        write(source, "/k/", 12_000, 30),
+        write(source, "/k/", 4_000, 30),
+        write(source, "/k/more/", 4_000, 30),
+        write(source, "/k/most/", 4_000, 30),
         write(source, "/others/", 4_000, 30),
         write(source, "/k/ignored", 2_000, 30),
         mix(source.etcd.client().await, 150),
