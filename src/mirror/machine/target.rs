@@ -122,7 +122,8 @@ impl Machine {
     }
 
     /// Why this is not the owner any more, if it is not. Whoever takes over goes on from the same checkpoint or a later
-    /// one: an earlier one is that of a target which was set back, and so is its owner.
+    /// one, under a name of its own: an earlier one, or the owner of before this run, is that of a target which was set
+    /// back.
     fn lost(&self, owner: Option<&Stored>, checkpoint: Option<&Stored>) -> Option<Stop> {
         let Some(owner) = owner else { return Some(Stop::CheckpointLost) };
         if owner.value == self.owner {
@@ -131,9 +132,12 @@ impl Machine {
         let counter = checkpoint.and_then(|stored| Checkpoint::parse(&stored.value).ok());
         let counter = counter.map(|checkpoint| checkpoint.counter);
         let role = Owner::parse(&owner.value).ok().map(|owner| owner.role);
+        // By its revision too: whoever was pushed aside before it began may have come back.
+        let former = self.own.owner.as_ref() == Some(owner);
         Some(match (role, counter) {
             (Some(Role::Promoted), _) => Stop::Promoted,
-            (_, Some(counter)) if counter < self.counter() => Stop::CheckpointChanged,
+            (_, None) if former => Stop::CheckpointLost,
+            (_, Some(counter)) if former || counter < self.counter() => Stop::CheckpointChanged,
             (_, Some(_) | None) => Stop::Fenced,
         })
     }

@@ -606,6 +606,32 @@ fn where_keys_come_from_is_handed_on_whatever_gets_lost() {
     }
 }
 
+/// It has taken over and has written nothing yet, so the checkpoint is the same in the older state: only the owner of
+/// before tells.
+#[test]
+fn a_target_that_is_set_back_to_before_a_run_is_no_takeover() {
+    let reason = |set_back: bool| {
+        let mut pair = Pair::new(1, config(0), Bug::None);
+        write(&mut pair);
+        pair.start(Mode::Follow, None);
+        (0..WARM_UP).for_each(|round| calm(&mut pair, round));
+        pair.crash(0);
+        let before = pair.target.clone();
+        pair.start(Mode::Follow, None);
+        (0..WARM_UP).for_each(|round| calm(&mut pair, round));
+        if set_back {
+            pair.target = before;
+        } else {
+            pair.start(Mode::Follow, None);
+            (0..WARM_UP).for_each(|_| pair.advance(1, false));
+        }
+        write(&mut pair);
+        (0..WARM_UP).for_each(|round| calm(&mut pair, round));
+        pair.agents[0].over.as_ref().map(Stop::reason)
+    };
+    assert_eq!((reason(true), reason(false)), (Some("CheckpointChanged"), Some("Fenced")));
+}
+
 /// Used nowhere else: the random generator of a history belongs to it.
 #[test]
 fn a_history_is_the_same_every_time() {
