@@ -13,7 +13,7 @@
 //!
 //! Where the target has nothing at all, as in most first syncs, one condition on the range takes the place of one for
 //! each key: that there is still nothing between the first and the last of them. So the cursor moves in the same
-//! transaction, and etcd has half the work. If somebody made a key there meanwhile, all of it is refused, which is a
+//! transaction, and etcd compares once. If somebody made a key there meanwhile, all of it is refused, which is a
 //! definite answer: the page is read once more on both sides, and from then on keys are added one by one.
 
 use std::collections::VecDeque;

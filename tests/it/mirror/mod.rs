@@ -499,9 +499,21 @@ fn search(seeds: std::ops::Range<u64>, bug: Bug, total: &Mutex<Seen>) -> Option<
 }
 
 fn add(total: &mut Seen, seen: &Seen) {
-    let Seen { crashes, late, lost, compactions, set_back, scans, streams, splits, meddled, leases, .. } =
-        seen;
-    let Seen { taken, refused, stops, .. } = seen;
+    let Seen {
+        crashes,
+        late,
+        lost,
+        compactions,
+        set_back,
+        scans,
+        streams,
+        splits,
+        meddled,
+        leases,
+        taken,
+        refused,
+        stops,
+    } = seen;
     total.leases += leases;
     total.taken += taken;
     total.refused += refused;

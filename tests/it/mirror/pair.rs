@@ -412,8 +412,8 @@ impl Pair {
             Command::Commit(transaction) => {
                 let again = self.agents[agent].resent.as_ref() == Some(transaction);
                 let transactions = self.bug.transactions(transaction.clone(), again);
-                let vacant = |guard: &&Guard| matches!(guard, Guard::Vacant(..)) && !self.target.holds(guard);
-                self.taken += u64::from(transaction.when.iter().any(|guard| vacant(&guard)));
+                let taken = |guard: &Guard| matches!(guard, Guard::Vacant(..)) && !self.target.holds(guard);
+                self.taken += u64::from(transaction.when.iter().any(taken));
                 let mut answer = Event::TargetSilent;
                 for transaction in transactions {
                     answer = self.transact(&transaction);
