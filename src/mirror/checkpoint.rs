@@ -228,6 +228,15 @@ impl Position {
         }
     }
 
+    /// The last revision that is not needed any more.
+    pub fn known(&self) -> i64 {
+        match self {
+            Self::Stream { revision, offset: 0 } => *revision,
+            Self::Stream { revision, .. } => *revision - 1,
+            Self::First(scan) | Self::Resync(scan) => scan.revision,
+        }
+    }
+
     /// As people read it.
     pub fn phase(&self) -> &'static str {
         match self {

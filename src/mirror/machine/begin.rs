@@ -91,7 +91,11 @@ impl Machine {
         }
         match other {
             Some(why) if !self.approved() => self.count(why),
-            Some(_) | None => self.take_over(seen),
+            Some(_) => self.take_over(seen),
+            None => {
+                self.take_over(seen);
+                self.watch_meanwhile();
+            }
         }
     }
 
@@ -178,6 +182,32 @@ impl Machine {
         self.ask(Asked::Take, Command::Commit(Transaction { when, then, otherwise: Vec::new() }));
     }
 
+    /// Nothing at the source has to wait until a distant target has answered, if copying goes on where it ended: it is
+    /// watched from there, and what comes is kept. [`Self::run_from`] drops that if the target says another position.
+    fn watch_meanwhile(&mut self) {
+        let Some((stored, _)) = self.stored.as_ref().filter(|_| self.stage == Stage::Taking) else { return };
+        let goes_on = stored.config == self.settings.config && !self.settings.resync;
+        if goes_on && matches!(stored.position, Position::Stream { .. }) {
+            self.position = stored.position.clone();
+            self.assembler = Assembler::new(1, self.position.known());
+            self.open();
+        }
+    }
+
+    /// What was watched meanwhile is of no use.
+    fn forget_watch(&mut self) {
+        self.watch += 1;
+        self.link = Link::Down;
+        self.compacted = false;
+        self.drop_waiting();
+    }
+
+    /// The target is not taken over: look again.
+    pub(super) fn look_again(&mut self) {
+        self.stage = Stage::Looking;
+        self.forget_watch();
+    }
+
     fn first_checkpoint(&self) -> Checkpoint {
         let source = self.sample.as_ref().map(|sample| sample.identity);
         Checkpoint {
@@ -193,10 +223,9 @@ impl Machine {
     pub(super) fn on_taken(&mut self, answer: &Answer) {
         let read = answer.read().into_iter().next().flatten();
         let Some(stored) = read.filter(|_| answer.succeeded) else {
-            // Somebody was faster: look again.
-            self.stage = Stage::Looking;
+            // Somebody was faster.
+            self.look_again();
             self.own.cluster = 0;
-            self.link = Link::Down;
             return self.ask(Asked::Own, Command::ReadOwn);
         };
         if let Some(claims) = self.own.claims.as_mut().filter(|claims| claims.modified == 0) {
@@ -220,6 +249,8 @@ impl Machine {
         let changed = checkpoint.config != self.settings.config;
         let (old, position) = (checkpoint.config.clone(), checkpoint.position.clone());
         let counter = checkpoint.counter;
+        let is_as_seen = self.stored.as_ref().is_some_and(|(_, value)| *value == stored.value);
+        let goes_on = self.link == Link::Watching && is_as_seen;
         self.stored = Some((checkpoint, stored.value));
         self.position = position;
         // Taken before the position moves: a plan names the checkpoint that was shown.
@@ -246,19 +277,18 @@ impl Machine {
         if approved && let Position::First(scan) | Position::Resync(scan) = &mut self.position {
             scan.approved = true;
         }
-        let known = match &self.position {
-            Position::Stream { revision, offset: 0 } => *revision,
-            Position::Stream { revision, .. } => *revision - 1,
-            Position::First(scan) | Position::Resync(scan) => scan.revision,
-        };
-        self.assembler = Assembler::new(1, known);
-        // What a set back source has lost is no floor once that is permitted.
-        self.base = if other.is_some() { 0 } else { known };
         if self.settings.mode == Mode::Once {
             self.goal = self.sample.as_ref().map(|sample| sample.head);
         }
+        if goes_on {
+            return;
+        }
+        let known = self.position.known();
         // The first probe may be old by now.
-        self.link = Link::Down;
+        self.forget_watch();
+        self.assembler = Assembler::new(1, known);
+        // What a set back source has lost is no floor once that is permitted.
+        self.base = if other.is_some() { 0 } else { known };
         self.elsewhere = false;
     }
 

@@ -8,7 +8,7 @@ use super::{
     Stop, Watchers, Why,
 };
 use crate::mirror::batch::Change;
-use crate::mirror::checkpoint::{Checkpoint, Position};
+use crate::mirror::checkpoint::Checkpoint;
 use crate::mirror::keyspace::{Fate, Side};
 
 /// Ticks between two samples: a second.
@@ -21,8 +21,7 @@ const SILENT_TICKS: u32 = 150;
 
 impl Machine {
     pub(super) fn go_on_at_source(&mut self) {
-        let looked = self.stage != Stage::Looking || self.own.cluster != 0;
-        if self.link == Link::Down && self.probing.is_none() && looked {
+        if self.link == Link::Down && self.probing.is_none() && self.has_looked() {
             let elsewhere = std::mem::take(&mut self.elsewhere);
             self.probe(elsewhere);
         }
@@ -33,6 +32,11 @@ impl Machine {
         if self.link != Link::Down && scans && matches!(self.stage, Stage::Running | Stage::Counting(_)) {
             self.ask_source_page();
         }
+    }
+
+    /// Whether the target's own keys are known as they are now.
+    fn has_looked(&self) -> bool {
+        self.stage != Stage::Looking || self.own.cluster != 0
     }
 
     fn probe(&mut self, elsewhere: bool) {
@@ -47,7 +51,10 @@ impl Machine {
     pub(super) fn on_sample(&mut self, sample: Sample) {
         let Some(floor) = self.probing.take() else { return };
         if self.stage == Stage::Looking {
-            self.begin(sample);
+            // It may have been asked for before the target was looked at again.
+            if self.has_looked() {
+                self.begin(sample);
+            }
             return;
         }
         if self.stage == Stage::Running {
@@ -77,7 +84,7 @@ impl Machine {
         }
     }
 
-    fn open(&mut self) {
+    pub(super) fn open(&mut self) {
         let fresh = self.position.scan().is_some_and(|scan| scan.cursor.is_none());
         let mut known = self.assembler.known();
         if fresh && self.flight.is_some() {
@@ -169,12 +176,7 @@ impl Machine {
 
     /// Keeps of a revision what is mirrored.
     fn keep(&mut self, revision: Revision) {
-        let done = match &self.position {
-            Position::Stream { revision, offset: 0 } => *revision,
-            Position::Stream { revision, .. } => *revision - 1,
-            Position::First(scan) | Position::Resync(scan) => scan.revision,
-        };
-        if revision.revision <= done {
+        if revision.revision <= self.position.known() {
             return;
         }
         let mut changes = Vec::with_capacity(revision.changes.len());

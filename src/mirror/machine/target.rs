@@ -4,7 +4,7 @@
 //! before. (I3) it compares the owner, too. (I6) after silence nothing is sent before the checkpoint was read, and then
 //! the very same transaction or none.
 
-use super::{Asked, Command, Effect, Flight, Link, Machine, Own, Refusal, Resynced, Stage, Stop};
+use super::{Asked, Command, Effect, Flight, Machine, Own, Refusal, Resynced, Stage, Stop};
 use crate::mirror::checkpoint::{Checkpoint, Owner, Position, Role};
 use crate::mirror::config::claims_key;
 use crate::mirror::keyspace::next_key;
@@ -264,8 +264,7 @@ impl Machine {
                 if let Some((checkpoint, stored)) = parsed {
                     return self.run_from(checkpoint, stored, own.revision);
                 }
-                self.stage = Stage::Looking;
-                self.link = Link::Down;
+                self.look_again();
                 self.look(own);
             }
             Stage::Running | Stage::Counting(_) => {

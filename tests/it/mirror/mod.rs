@@ -67,6 +67,7 @@ struct Seen {
     leases: u64,
     taken: u64,
     refused: u64,
+    touched: u64,
     stops: std::collections::BTreeMap<&'static str, u64>,
 }
 
@@ -126,7 +127,7 @@ fn history(seed: u64, bug: Bug) -> Report {
         pair.violation = settle(&mut pair, &mut seen).err();
     }
     (seen.lost, seen.splits, seen.leases) = (pair.lost, pair.divided, pair.ended);
-    (seen.taken, seen.refused) = (pair.taken, pair.refused);
+    (seen.taken, seen.refused, seen.touched) = (pair.taken, pair.refused, pair.touched);
     Report { violation: pair.violation.take(), journal: pair.journal, seen }
 }
 
@@ -512,11 +513,13 @@ fn add(total: &mut Seen, seen: &Seen) {
         leases,
         taken,
         refused,
+        touched,
         stops,
     } = seen;
     total.leases += leases;
     total.taken += taken;
     total.refused += refused;
+    total.touched += touched;
     total.crashes += crashes;
     total.late += late;
     total.lost += lost;
@@ -565,6 +568,7 @@ fn no_history_breaks_an_invariant() {
             total.leases,
             total.taken,
             total.refused,
+            total.touched,
         ] {
             assert!(count > 50, "something hardly happens: {total:?}");
         }

@@ -100,6 +100,8 @@ pub(super) struct Pair {
     /// beside other keys.
     pub(super) taken: u64,
     pub(super) refused: u64,
+    /// How often another mirror had written the claims when the target was to be taken over.
+    pub(super) touched: u64,
     /// The journal has what agents hear and want.
     pub(super) verbose: bool,
     started: u64,
@@ -133,6 +135,7 @@ impl Pair {
             ended: 0,
             taken: 0,
             refused: 0,
+            touched: 0,
             verbose: std::env::var_os("QUORATE_MIRROR_SEED").is_some(),
             started: 0,
         }
@@ -411,6 +414,7 @@ impl Pair {
             Command::ReadOwn => Event::Own(self.own()),
             Command::Commit(transaction) => {
                 let again = self.agents[agent].resent.as_ref() == Some(transaction);
+                self.touch_claims(transaction);
                 let transactions = self.bug.transactions(transaction.clone(), again);
                 let taken = |guard: &Guard| matches!(guard, Guard::Vacant(..)) && !self.target.holds(guard);
                 self.taken += u64::from(transaction.when.iter().any(taken));
@@ -448,6 +452,19 @@ impl Pair {
             Command::Watch { .. } | Command::Progress | Command::WriteSite(_) | Command::Stop(_) => {
                 unreachable!("not a request")
             }
+        }
+    }
+
+    /// At times another mirror has written the claims since they were read: the target is not taken over, or later.
+    fn touch_claims(&mut self, transaction: &Transaction) {
+        let claims = |guard: &Guard| matches!(guard, Guard::Modified(key, _) if *key == claims_key());
+        if let Some(stored) = self.target.stored(&claims_key())
+            && transaction.when.iter().any(claims)
+            && self.chance(0.1)
+        {
+            self.note("claims touched");
+            self.touched += 1;
+            self.target.write(vec![Happened { key: claims_key(), value: Some(stored.value), lease: 0 }]);
         }
     }
 

@@ -229,22 +229,33 @@ async fn a_switch_is_taken_back_at_every_step() {
     let agent = Mirror::by_file(&file.path());
     level(&pair.source, &pair.target).await;
     for step in ["Verify", "Fence", "Drain", "Compare"] {
-        // Each step asks both sides more than once, and a file is read once a second.
-        let distance = |time| [&pair.source, &pair.target].map(|side| side.distance(time));
-        distance(Duration::from_millis(700));
+        let sides = [&pair.source, &pair.target];
+        // Each step asks both sides more than once, so it is seen before it is over.
+        for side in sides {
+            side.distance(Duration::from_millis(300));
+        }
         file.change(|config| config.active = "b".to_owned());
         let is_there = |status: &AgentStatus| {
             let switch = status.switch.as_ref().filter(|switch| switch.result.is_none());
             switch.is_some_and(|switch| switch.steps.iter().any(|known| known.name == step))
         };
         until_it_says(&agent, step, is_there).await;
+        // And does not end before the file was read.
+        for side in sides {
+            side.hold(true);
+        }
         file.change(|config| config.active = "a".to_owned());
+        let has_read = |status: &AgentStatus| status.fingerprint == file.fingerprint();
+        until_it_says(&agent, "that it has read the file", has_read).await;
+        for side in sides {
+            side.hold(false);
+            side.distance(Duration::ZERO);
+        }
         let aborted = |status: &AgentStatus| {
             let result = status.switch.as_ref().and_then(|switch| switch.result);
             result == Some(SwitchResult::Aborted) && follows("a")(status)
         };
         let said = until_it_says(&agent, "that it copies on", aborted).await;
-        distance(Duration::ZERO);
         let steps: Vec<String> = said.switch.unwrap().steps.into_iter().map(|step| step.name).collect();
         println!("{steps:?}");
         assert_eq!(said.term, Some(1), "{step}");
