@@ -3,7 +3,7 @@
 //! Within a batch only the last change of a key is kept: etcd refuses a transaction that puts a key twice, and takes
 //! one that puts and deletes it, in an order of its own. So each revision of the target shows one of the source.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::config::{Leases, Limits};
 use super::keyspace::{Fate, Keyspace};
@@ -63,11 +63,23 @@ impl Change {
 }
 
 impl Revision {
-    /// The last change of each key, in the order of target keys.
-    fn ops(&self, keyspace: &Keyspace, leases: Leases) -> BTreeMap<Vec<u8>, Op> {
-        let ops = self.changes.iter().filter_map(|change| change.op(keyspace, leases));
-        ops.map(|op| (op.key().to_vec(), op)).collect()
+    fn ops(&self, keyspace: &Keyspace, leases: Leases) -> Vec<Op> {
+        self.changes.iter().filter_map(|change| change.op(keyspace, leases)).collect()
     }
+}
+
+/// The last change of each key, in the order of target keys.
+fn last_of_each(mut ops: Vec<Op>) -> Vec<Op> {
+    // It leaves those of one key as they came.
+    ops.sort_by(|one, other| one.key().cmp(other.key()));
+    ops.dedup_by(|later, kept| {
+        let same = later.key() == kept.key();
+        if same {
+            std::mem::swap(later, kept);
+        }
+        same
+    });
+    ops
 }
 
 /// The next batch. `offset` is that of the checkpoint: so many changes of the first revision are done.
@@ -79,38 +91,46 @@ pub fn gather(
     limits: &Limits,
 ) -> Batch {
     let Some(first) = waiting.front() else { return Batch::default() };
-    let ops = first.ops(keyspace, leases);
+    let ops = last_of_each(first.ops(keyspace, leases));
     let whole = capacity(limits.level, false);
-    if offset > 0 || ops.len() > whole || bytes(ops.values()) > limits.hard_bytes {
+    let mut size = bytes(&ops);
+    if offset > 0 || ops.len() > whole || size > limits.hard_bytes {
         return part(first.revision, ops, offset, limits);
     }
     // Who has more than that to write is behind, and nobody waits for a change that has just been made.
     let behind = waiting.len() > limits.stream_operations;
     let most = if behind { limits.scan_operations } else { limits.stream_operations }.min(whole);
-    let mut batch = Batch { ops: Vec::new(), done: 1, revision: first.revision, offset: 0 };
-    let (mut taken, mut size) = (ops, 0);
-    size += bytes(taken.values());
+    let mut batch = Batch { ops, done: 1, revision: first.revision, offset: 0 };
     for revision in waiting.iter().skip(1) {
         let next = revision.ops(keyspace, leases);
-        size += bytes(next.values());
-        // Keys that are in both are counted twice here: rather too few than too many.
-        if taken.len() + next.len() > most || size > limits.bytes {
+        // What is changed again and again is counted each time: rather too few than too many.
+        size += bytes(&next);
+        if size > limits.bytes || !has_room(&mut batch.ops, next.len(), most) {
             break;
         }
-        taken.extend(next);
+        batch.ops.extend(next);
         batch.done += 1;
         batch.revision = revision.revision;
     }
-    batch.ops = taken.into_values().collect();
+    batch.ops = last_of_each(batch.ops);
     batch
 }
 
+/// Whether so many more fit in. What is full of changes of few keys is not full, and to find that out pays if it makes
+/// room for as many again.
+fn has_room(ops: &mut Vec<Op>, more: usize, most: usize) -> bool {
+    if ops.len() + more <= most {
+        return true;
+    }
+    *ops = last_of_each(std::mem::take(ops));
+    ops.len() <= most / 2 && ops.len() + more <= most
+}
+
 /// A piece of a revision that no transaction can hold. Sorted by key, so that the count alone says what is done.
-fn part(revision: i64, ops: BTreeMap<Vec<u8>, Op>, offset: usize, limits: &Limits) -> Batch {
+fn part(revision: i64, ops: Vec<Op>, offset: usize, limits: &Limits) -> Batch {
     let most = limits.stream_operations.min(capacity(limits.level, false));
     let mut size = 0;
-    let rest = ops.into_values().skip(offset);
-    let mut rest = rest.peekable();
+    let mut rest = ops.into_iter().skip(offset).peekable();
     let mut ops = Vec::new();
     while let Some(op) = rest.peek() {
         size += op.bytes();
@@ -138,8 +158,8 @@ pub fn fitting<'a>(ops: impl Iterator<Item = &'a Op>, limits: &Limits) -> usize 
     count
 }
 
-fn bytes<'a>(ops: impl Iterator<Item = &'a Op>) -> usize {
-    ops.map(Op::bytes).sum()
+fn bytes(ops: &[Op]) -> usize {
+    ops.iter().map(Op::bytes).sum()
 }
 
 #[cfg(test)]
@@ -190,6 +210,18 @@ mod tests {
         ]);
         let (ops, done, revision, offset) = gathered(&waiting, 0, Limits::default());
         assert_eq!((ops.join(" ").as_str(), done, revision, offset), ("a=2 -b", 3, 9, 0));
+    }
+
+    #[test]
+    fn a_key_that_is_changed_all_the_time_takes_the_room_of_one() {
+        let limits = Limits { stream_operations: 4, scan_operations: 4, ..Limits::default() };
+        let many: Vec<_> = (0..100).map(|number| (number, vec![put("a", &number.to_string())])).collect();
+        let (ops, done, revision, _) = gathered(&waiting(&many), 0, limits);
+        assert_eq!((ops.join(" ").as_str(), done, revision), ("a=99", 100, 99));
+        let mut others = many[..7].to_vec();
+        others.extend(["c", "b", "d", "e"].map(|key| (100, vec![put(key, "1")])));
+        let (ops, done, ..) = gathered(&waiting(&others), 0, limits);
+        assert_eq!((ops.join(" ").as_str(), done), ("a=6 b=1 c=1 d=1", 10));
     }
 
     #[test]
