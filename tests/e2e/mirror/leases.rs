@@ -1,14 +1,11 @@
 //! EtcdMirrors with `leases: Recreate`, and what somebody else writes to the site that follows.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use etcd_client::{Client as Etcd, GetOptions, PutOptions};
-use k8s_openapi::api::core::v1::Event;
-use kube::api::ListParams;
 use serde_json::json;
 
-use super::{READ_DEADLINE, agents, agents_die, alike, application, change, mirror, says, until};
+use super::{READ_DEADLINE, agents, agents_die, alike, application, change, event, mirror, says, until};
 use crate::support::{Story, eventually, measured, story};
 
 /// Of a lease whose owner lives, in seconds. An agent that is killed is there again much earlier.
@@ -126,12 +123,7 @@ async fn what_somebody_else_writes_is_told_and_undone_if_that_is_wanted() {
         story.write_to("second", "k/stray-", 2).await;
         let told = until(story, "tells of it", says("ForeignWrites")).await.summary.unwrap();
         assert!(told.contains("k/stray-0"), "{told}");
-        let reasons = || async {
-            let events = story.api::<Event>().list(&ListParams::default()).await.unwrap().items;
-            events.into_iter().filter_map(|event| event.reason).collect::<BTreeSet<String>>()
-        };
-        eventually("there is an event", async || reasons().await.contains("ForeignWrites").then_some(()))
-            .await;
+        event(story, "ForeignWrites").await;
         // Copied on, and not touched.
         story.write("k/later-", 10).await;
         let held = async |cluster: &str| super::held(story, cluster).await.map(|keys| keys.len());

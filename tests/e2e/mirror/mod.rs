@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use etcd_client::{Client as Etcd, Error, GetOptions, Permission};
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Secret};
+use k8s_openapi::api::core::v1::{Event, Pod, Secret};
 use kube::ResourceExt;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use quorate::api::mirror::EtcdMirrorStatus;
@@ -30,12 +30,31 @@ const LIFE: Duration = Duration::from_secs(3);
 
 /// Waits until the newest spec was observed and it is so.
 async fn until(story: &Story, what: &str, is_so: impl Fn(&EtcdMirrorStatus) -> bool) -> EtcdMirrorStatus {
+    until_of(story, "pair", what, is_so).await
+}
+
+/// The same of another mirror.
+async fn until_of(
+    story: &Story,
+    name: &str,
+    what: &str,
+    is_so: impl Fn(&EtcdMirrorStatus) -> bool,
+) -> EtcdMirrorStatus {
     let found = async || {
-        let mirror = story.api::<EtcdMirror>().get("pair").await.ok()?;
+        let mirror = story.api::<EtcdMirror>().get(name).await.ok()?;
         let observed = mirror.status.as_ref()?.observed_generation == mirror.metadata.generation;
         mirror.status.filter(|status| observed && is_so(status))
     };
-    eventually(&format!("the mirror {what}"), found).await
+    eventually(&format!("the mirror {name} {what}"), found).await
+}
+
+/// Waits until there is an event of this reason.
+async fn event(story: &Story, reason: &str) {
+    let told = async || {
+        let events = story.api::<Event>().list(&ListParams::default()).await.ok()?.items;
+        events.iter().any(|event| event.reason.as_deref() == Some(reason)).then_some(())
+    };
+    eventually(&format!("there is an event {reason}"), told).await;
 }
 
 fn says(words: &'static str) -> impl Fn(&EtcdMirrorStatus) -> bool {
@@ -44,19 +63,28 @@ fn says(words: &'static str) -> impl Fn(&EtcdMirrorStatus) -> bool {
 
 /// Creates the mirror of `main` into `second`, with more fields in its spec, and waits until it follows.
 async fn mirror(story: &Story, mut spec: Value) {
-    let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
-    spec["sites"] = json!([{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}]);
     spec["active"] = json!("a");
-    let metadata = json!({"name": "pair"});
-    let mirror = json!({"apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": metadata, "spec": spec});
-    let mirror = serde_json::from_value(mirror).unwrap();
-    story.api::<EtcdMirror>().create(&PostParams::default(), &mirror).await.unwrap();
+    create(story, "pair", spec).await;
     until(story, "follows", says("Healthy")).await;
 }
 
+/// Creates a mirror between the two clusters.
+async fn create(story: &Story, name: &str, mut spec: Value) {
+    let (a, b) = (json!({"name": "main"}), json!({"name": "second"}));
+    spec["sites"] = json!([{"name": "a", "clusterRef": a}, {"name": "b", "clusterRef": b}]);
+    let metadata = json!({"name": name});
+    let mirror = json!({"apiVersion": "quorate.dev/v1alpha1", "kind": "EtcdMirror", "metadata": metadata, "spec": spec});
+    let mirror = serde_json::from_value(mirror).unwrap();
+    story.api::<EtcdMirror>().create(&PostParams::default(), &mirror).await.unwrap();
+}
+
 async fn change(story: &Story, spec: Value) {
+    change_of(story, "pair", spec).await;
+}
+
+async fn change_of(story: &Story, name: &str, spec: Value) {
     let patch = Patch::Merge(json!({"spec": spec}));
-    story.api::<EtcdMirror>().patch("pair", &PatchParams::default(), &patch).await.unwrap();
+    story.api::<EtcdMirror>().patch(name, &PatchParams::default(), &patch).await.unwrap();
 }
 
 async fn agents(story: &Story) -> Vec<Pod> {
@@ -183,6 +211,32 @@ async fn told_and_stopped(story: &Story) {
         (agent.status.and_then(|status| status.replicas).unwrap_or_default() == 0).then_some(())
     };
     eventually("the agent is gone", gone).await;
+}
+
+#[tokio::test]
+async fn a_mirror_that_would_close_a_circle_waits_for_keys_of_its_own() {
+    story("circle", async |story| {
+        story.create(json!({"replicas": 1})).await;
+        story.create_named("second", json!({"replicas": 1})).await;
+        story.healthy().await;
+        story.write("k/", 50).await;
+        mirror(story, json!({})).await;
+        create(story, "back", json!({"active": "b", "id": "back"})).await;
+        let told = until_of(story, "back", "is told apart", says("MirrorLoop")).await.summary.unwrap();
+        assert!(told.contains(&format!("{}/pair", story.namespace)), "{told}");
+        event(story, "MirrorLoop").await;
+
+        change_of(story, "back", json!({"mappings": [{"prefixes": {"a": "from-b/", "b": "k/"}}]})).await;
+        until_of(story, "back", "follows", says("Healthy")).await;
+        // There, and by the first one back again: below a prefix that nobody copies from.
+        assert_eq!(alike(story, "from-b/").await, 50);
+        assert_eq!(alike(story, "").await, 100);
+        until(story, "follows as before", says("Healthy")).await;
+        measured(
+            "a mirror that would have closed a circle was refused, and followed with a prefix of its own",
+        );
+    })
+    .await;
 }
 
 /// A pair of so many members each, with a person as its fence.
@@ -312,6 +366,8 @@ async fn a_lost_site_that_returns_has_its_own_writes_listed_before_it_follows() 
             source.delete(format!("k/before-{number}"), None).await.unwrap();
         }
         at_target(story, "promote").await;
+        until(story, "tells that the other site was promoted", says("ActiveMismatch")).await;
+        event(story, "ActiveMismatch").await;
         story.write_to("second", "k/at-b-", 10).await;
         let promoted = held(story, "second").await.unwrap();
         change(story, json!({"active": "b"})).await;
