@@ -251,6 +251,10 @@ impl Machine {
         let counter = checkpoint.counter;
         let is_as_seen = self.stored.as_ref().is_some_and(|(_, value)| *value == stored.value);
         let goes_on = self.link == Link::Watching && is_as_seen;
+        if !goes_on {
+            // The first probe may be old by now.
+            self.forget_watch();
+        }
         self.stored = Some((checkpoint, stored.value));
         self.position = position;
         // Taken before the position moves: a plan names the checkpoint that was shown.
@@ -280,16 +284,13 @@ impl Machine {
         if self.settings.mode == Mode::Once {
             self.goal = self.sample.as_ref().map(|sample| sample.head);
         }
-        if goes_on {
-            return;
+        if !goes_on {
+            let known = self.position.known();
+            self.assembler = Assembler::new(1, known);
+            // What a set back source has lost is no floor once that is permitted.
+            self.base = if other.is_some() { 0 } else { known };
+            self.elsewhere = false;
         }
-        let known = self.position.known();
-        // The first probe may be old by now.
-        self.forget_watch();
-        self.assembler = Assembler::new(1, known);
-        // What a set back source has lost is no floor once that is permitted.
-        self.base = if other.is_some() { 0 } else { known };
-        self.elsewhere = false;
     }
 
     /// Begins a scan under the present configuration; `old` is the one that the position speaks of.
