@@ -228,13 +228,18 @@ impl Position {
         }
     }
 
-    /// The last revision that is not needed any more.
-    pub fn known(&self) -> i64 {
+    /// The last revision that the target has wholly; 0: a scan is under way, and it is like none.
+    pub fn whole(&self) -> i64 {
         match self {
             Self::Stream { revision, offset: 0 } => *revision,
             Self::Stream { revision, .. } => *revision - 1,
-            Self::First(scan) | Self::Resync(scan) => scan.revision,
+            Self::First(_) | Self::Resync(_) => 0,
         }
+    }
+
+    /// The last revision whose changes are not needed any more.
+    pub fn known(&self) -> i64 {
+        self.scan().map_or_else(|| self.whole(), |scan| scan.revision)
     }
 
     /// As people read it.

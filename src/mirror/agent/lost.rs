@@ -90,11 +90,7 @@ pub struct Search<'a> {
 impl<'a> Search<'a> {
     /// One that has seen nothing yet. `begun` says which sites and revisions.
     pub fn new(keyspace: &'a Keyspace, checkpoint: &'a Checkpoint, promoted: i64, begun: Lost) -> Self {
-        let since = match &checkpoint.position {
-            Position::Stream { revision, offset: 0 } => *revision,
-            Position::Stream { revision, .. } => *revision - 1,
-            Position::First(_) | Position::Resync(_) => 0,
-        };
+        let since = checkpoint.position.whole();
         let hash = Sha256::new_with_prefix(format!("{} {} ", begun.site, begun.term));
         let lost = Lost { since, whole: true, ..begun };
         Self { keyspace, checkpoint, promoted, counts: Counts::default(), lost, named_bytes: 0, hash }

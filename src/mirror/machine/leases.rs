@@ -285,12 +285,7 @@ impl Machine {
     pub(super) fn keep_leases(&mut self) {
         self.leases.ticks += 1;
         if self.stage == Stage::Running {
-            let reached = match &self.position {
-                Position::Stream { revision, offset: 0 } => *revision,
-                Position::Stream { revision, .. } => *revision - 1,
-                Position::First(_) | Position::Resync(_) => 0,
-            };
-            self.leases.forget(reached);
+            self.leases.forget(self.position.whole());
         }
         let due = self.leases.due_to_keep();
         if !due.is_empty() {

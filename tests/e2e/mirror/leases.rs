@@ -5,7 +5,9 @@ use std::time::Duration;
 use etcd_client::{Client as Etcd, GetOptions, PutOptions};
 use serde_json::json;
 
-use super::{READ_DEADLINE, agents, agents_die, alike, application, change, event, mirror, says, until};
+use super::{
+    READ_DEADLINE, agents, agents_die, alike, application, change, clusters, event, mirror, says, until,
+};
 use crate::support::{Story, eventually, measured, story};
 
 /// Of a lease whose owner lives, in seconds. An agent that is killed is there again much earlier.
@@ -115,9 +117,7 @@ async fn a_lease_lives_as_long_as_its_owner_at_whichever_site_that_is() {
 #[tokio::test]
 async fn what_somebody_else_writes_is_told_and_undone_if_that_is_wanted() {
     story("foreign", async |story| {
-        story.create(json!({"replicas": 1})).await;
-        story.create_named("second", json!({"replicas": 1})).await;
-        story.healthy().await;
+        clusters(story).await;
         story.write("k/", 50).await;
         mirror(story, json!({})).await;
         story.write_to("second", "k/stray-", 2).await;

@@ -61,6 +61,13 @@ fn says(words: &'static str) -> impl Fn(&EtcdMirrorStatus) -> bool {
     move |status| status.summary.as_ref().is_some_and(|summary| summary.starts_with(words))
 }
 
+/// Two clusters of one member each, `main` and `second`.
+async fn clusters(story: &Story) {
+    story.create(json!({"replicas": 1})).await;
+    story.create_named("second", json!({"replicas": 1})).await;
+    story.healthy().await;
+}
+
 /// Creates the mirror of `main` into `second`, with more fields in its spec, and waits until it follows.
 async fn mirror(story: &Story, mut spec: Value) {
     spec["active"] = json!("a");
@@ -140,9 +147,7 @@ async fn alike(story: &Story, prefix: &str) -> usize {
 #[tokio::test]
 async fn a_pair_of_clusters_is_mirrored_whatever_becomes_of_the_agent() {
     story("mirror", async |story| {
-        story.create(json!({"replicas": 1})).await;
-        story.create_named("second", json!({"replicas": 1})).await;
-        story.healthy().await;
+        clusters(story).await;
         story.write("k/before-", 100).await;
         mirror(story, json!({"ignore": ["locks/.*"]})).await;
         assert_eq!(alike(story, "k/").await, 100);
@@ -216,9 +221,7 @@ async fn told_and_stopped(story: &Story) {
 #[tokio::test]
 async fn a_mirror_that_would_close_a_circle_waits_for_keys_of_its_own() {
     story("circle", async |story| {
-        story.create(json!({"replicas": 1})).await;
-        story.create_named("second", json!({"replicas": 1})).await;
-        story.healthy().await;
+        clusters(story).await;
         story.write("k/", 50).await;
         mirror(story, json!({})).await;
         create(story, "back", json!({"active": "b", "id": "back"})).await;
