@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::GroupVersionKind;
@@ -12,7 +13,7 @@ use super::credentials::{LeafState, SecretState};
 use super::desired::Desired;
 use super::issue::{change_authority, issue_authority, issue_leaf};
 use super::manifests::metadata;
-use super::observed::Observed;
+use super::observed::{MemberPod, Observed};
 use super::plan::{Change, Ensure, Finding, Plan, Premise, Step, Told, Unlisted};
 use crate::api::GROUP;
 use crate::api::reason::Reason;
@@ -22,6 +23,7 @@ use crate::etcd::membership::{Call, ChangeError, Roll};
 use crate::etcd::survey::{Answer, ListedMember, Silence, chain};
 use crate::operator::context::Context;
 use crate::operator::names;
+use crate::operator::read::read;
 use crate::operator::write::{ApplyError, write};
 
 /// What was done, for events.
@@ -107,8 +109,8 @@ pub async fn apply(
                 applied.refused = Some(changed_meanwhile());
                 return Ok(applied);
             }
-            delete(context, desired, "Pod", premise).await?;
-            applied.deleted(Reason::PodDeleted, "Pod", premise);
+            let premise = delete_pod(context, desired, observed, premise).await?;
+            applied.deleted(Reason::PodDeleted, "Pod", &premise);
         }
         Some(Step::DeleteVolume(premise, evidence)) => {
             if let Some(evidence) = evidence
@@ -142,6 +144,46 @@ async fn still_silent(context: &Context, observed: &Observed, member: &str) -> b
     let members = BTreeMap::from([(member.to_owned(), address.clone())]);
     let answers = context.etcd.survey(members, observed.credentials.operator.clone()).await;
     !answers.get(member).is_some_and(reads)
+}
+
+/// Deletes a Pod. One that ends and starts again within every look has changed whenever it is to be deleted: then the
+/// planner is asked once more, about the same look with this Pod as it is now.
+async fn delete_pod(
+    context: &Context,
+    desired: &Desired,
+    observed: &Observed,
+    premise: &Premise,
+) -> Result<Premise, ApplyError> {
+    let conflict = match delete(context, desired, "Pod", premise).await {
+        Ok(()) => return Ok(premise.clone()),
+        Err(error) if error.is_conflict() => error,
+        Err(error) => return Err(error),
+    };
+    let Some(premise) = once_more(context, desired, observed, premise).await else { return Err(conflict) };
+    delete(context, desired, "Pod", &premise).await?;
+    Ok(premise)
+}
+
+/// The premise for the deletion of the same Pod, if that is still right. One that has become ready is looked at anew,
+/// with all others.
+async fn once_more(
+    context: &Context,
+    desired: &Desired,
+    observed: &Observed,
+    premise: &Premise,
+) -> Option<Premise> {
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &desired.namespace);
+    let found = read(&format!("Pod {}", premise.name), api.get_opt(&premise.name)).await.ok()??;
+    let pod = MemberPod::of(&found, context.now());
+    if pod.uid != premise.uid || pod.ready {
+        return None;
+    }
+    let mut now = observed.clone();
+    now.pods.insert(premise.name.clone(), pod);
+    match (context.planner)(desired, &now).step {
+        Some(Step::DeletePod(again)) if again.uid == premise.uid => Some(again),
+        Some(_) | None => None,
+    }
 }
 
 /// Reads the member list once more: the volume's member must still be none.

@@ -28,6 +28,9 @@ const BACK_OFF: Millis = 1000;
 /// etcd's last word on a full disk (`tests/fixtures/failures`).
 pub(crate) const NO_SPACE: &str = r#"{"level":"fatal","msg":"failed to save Raft hard state and entries","error":"write: no space left on device"}"#;
 
+/// A flag that etcd does not know.
+pub(crate) const BAD_FLAG: &str = "no-such-flag";
+
 /// What lies on a volume.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Disk {
@@ -252,6 +255,11 @@ fn start(world: &mut World, uid: &str, pod: &Value) {
     };
     if disk.full {
         return ended(world, uid, disk.data, json!({"exit": 1, "lines": [NO_SPACE]}));
+    }
+    let unknown_flag = etcd["command"].to_string().contains(BAD_FLAG);
+    if unknown_flag {
+        let line = format!("flag provided but not defined: -{BAD_FLAG}");
+        return ended(world, uid, disk.data, json!({"exit": 2, "lines": [line]}));
     }
     let arguments: Vec<&str> = etcd["command"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let start = flags(&arguments);

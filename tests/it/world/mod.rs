@@ -48,10 +48,12 @@ pub(crate) struct World {
     pub(crate) disks: BTreeMap<String, Disk>,
     /// What the kubelets know, by the Pod's UID.
     pub(crate) containers: BTreeMap<String, Container>,
-    /// Whether the pass under way was held, so that it acts on what was true some time ago.
+    /// Whether time has passed within the pass under way, so that it acts on what was true some time ago.
     pub(crate) stale: bool,
     /// What the disruption controller has counted.
     pub(crate) counted: kubelet::Counted,
+    /// How long a look waits for a member that runs and has no quorum.
+    pub(crate) unanswered: Millis,
     /// Members that the operator cannot reach.
     pub(crate) unreachable: BTreeSet<String>,
     /// By how many milliseconds an operator's clock is wrong.
@@ -83,6 +85,7 @@ impl World {
             containers: BTreeMap::new(),
             stale: false,
             counted: kubelet::Counted::default(),
+            unanswered: 0,
             unreachable: BTreeSet::new(),
             skews: BTreeMap::new(),
             saved: BTreeMap::new(),

@@ -22,7 +22,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::apiserver::{Request, failure, identity, text};
 use super::etcd::{self, Error, Millis};
-use super::{CLUSTER, NAMESPACE, World, invariants};
+use super::{CLUSTER, NAMESPACE, World, invariants, kubelet};
 
 /// What goes wrong in a pass. Requests and writes are counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,15 +330,24 @@ impl Members for Way {
         Box::pin(async move {
             let ruling = self.0.enter(false).await;
             let mut world = lock(&self.0.world);
+            let mut waits = false;
             let answer = |(name, address): (String, Address)| {
                 let answer = if ruling.code.is_some() {
                     Err("no answer within 3s".to_owned())
                 } else {
                     ask(&mut world, &address)
                 };
+                let reads = answer.as_ref().is_ok_and(|answer| answer.learner || answer.quorum.is_some());
+                waits |= !reads && process(&world, &address).is_ok();
                 (name, answer)
             };
-            members.into_iter().map(answer).collect()
+            let answers = members.into_iter().map(answer).collect();
+            if waits && world.unanswered > 0 {
+                world.stale = true;
+                let millis = world.unanswered;
+                kubelet::wait(&mut world, millis);
+            }
+            answers
         })
     }
 

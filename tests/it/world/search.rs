@@ -68,7 +68,7 @@ fn any_act(random: &mut StdRng, version: &'static str) -> Act {
 fn any_harm(random: &mut StdRng) -> Act {
     let member = format!("main-{}", random.random_range(0..5));
     let node = format!("n{}", random.random_range(1..5));
-    match random.random_range(0..24) {
+    match random.random_range(0..26) {
         0 => Act::Wipe(member),
         1 => Act::LoseData(member),
         2 => Act::Damage(member),
@@ -83,6 +83,8 @@ fn any_harm(random: &mut StdRng) -> Act {
         14 => Act::Full(member, random.random_bool(0.5)),
         15 => Act::Clock(random.random_range(0..2), random.random_range(-4_000_000..4_000_000)),
         12 => Act::Surge(random.random_bool(0.8)),
+        16 => Act::BadFlag(random.random_bool(0.5)),
+        17 => Act::Unanswered(*[0, 3000].choose(random).unwrap()),
         _ => Act::Replace(member, STRATEGIES.choose(random).unwrap(), VOLUMES.choose(random).unwrap()),
     }
 }

@@ -33,6 +33,8 @@ pub(crate) enum Act {
     Impossible(bool),
     /// Asks for an image that does not exist, or no longer.
     NoImage(bool),
+    /// Asks for a flag that etcd does not know, or no longer: it ends at each start.
+    BadFlag(bool),
     /// Edits the size of volumes.
     Size(&'static str),
     /// Lets the storage class expand volumes, or not.
@@ -84,6 +86,8 @@ pub(crate) enum Act {
     /// The operator cannot reach a member, or can again.
     Blind(String),
     See(String),
+    /// How long each look waits for a member that runs and has no quorum; what the others said is as old by then.
+    Unanswered(u64),
     /// All faults are cured; the operators work until nothing is left to do.
     Settle,
     /// What must be so now.
@@ -104,6 +108,7 @@ impl fmt::Display for Act {
             Self::Replicas(replicas) => write!(formatter, "replicas {replicas}"),
             Self::Impossible(on) => formatter.write_str(if *on { "impossible" } else { "possible" }),
             Self::NoImage(on) => formatter.write_str(if *on { "bad-image" } else { "good-image" }),
+            Self::BadFlag(on) => formatter.write_str(if *on { "bad-flag" } else { "good-flags" }),
             Self::Size(size) => write!(formatter, "size {size}"),
             Self::Expandable(on) => formatter.write_str(if *on { "expandable" } else { "fixed" }),
             Self::Pass(operator, fault) => {
@@ -149,6 +154,7 @@ impl fmt::Display for Act {
             Self::Heal(from, to) => write!(formatter, "heal {from} {to}"),
             Self::Blind(member) => write!(formatter, "blind {member}"),
             Self::See(member) => write!(formatter, "see {member}"),
+            Self::Unanswered(millis) => write!(formatter, "unanswered {millis}ms"),
             Self::Settle => formatter.write_str("settle"),
             Self::Expect(what, value) => write!(formatter, "expect {what} {value}"),
         }
@@ -172,6 +178,8 @@ impl Act {
             "possible" => Self::Impossible(false),
             "bad-image" => Self::NoImage(true),
             "good-image" => Self::NoImage(false),
+            "bad-flag" => Self::BadFlag(true),
+            "good-flags" => Self::BadFlag(false),
             "size" => Self::Size(one_of(1, &SIZES)?),
             "expandable" => Self::Expandable(true),
             "fixed" => Self::Expandable(false),
@@ -218,6 +226,7 @@ impl Act {
             "heal" => Self::Heal(own(1)?, own(2)?),
             "blind" => Self::Blind(own(1)?),
             "see" => Self::See(own(1)?),
+            "unanswered" => Self::Unanswered(number(1)? as u64),
             "settle" => Self::Settle,
             "expect" => Self::Expect(own(1)?, words.get(2..)?.join(" ")),
             _ => return None,
@@ -331,6 +340,10 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
             let repository = if *on { json!({"repository": "nowhere.example/etcd"}) } else { Value::Null };
             spec(world, "image", repository);
         }
+        Act::BadFlag(on) => {
+            let flags = if *on { json!({kubelet::BAD_FLAG: "1"}) } else { json!({}) };
+            spec(world, "extraArgs", flags);
+        }
         Act::Size(size) => {
             let has = world.cluster().and_then(|cluster| text(cluster, "/spec/storage/size"));
             // The CRD lets it grow only.
@@ -415,6 +428,7 @@ async fn perform(world: &Shared, operators: &mut [Operator; 2], act: &Act) {
         Act::Heal(from, to) => cut(world, from, to, false),
         Act::Blind(member) => drop(world.unreachable.insert(member.clone())),
         Act::See(member) => drop(world.unreachable.remove(member)),
+        Act::Unanswered(millis) => world.unanswered = *millis,
         Act::Expect(what, value) => expect(world, what, value),
         Act::Pass(..) | Act::GoOn(_) | Act::KillOperator(_) | Act::Work(_) | Act::Settle => {}
     }
@@ -592,6 +606,7 @@ fn cure(world: &mut World) {
     if world.cluster().is_some() {
         spec(world, "placement", json!({}));
         spec(world, "image", Value::Null);
+        spec(world, "extraArgs", json!({}));
     }
 }
 
