@@ -221,7 +221,9 @@ fn makes_pod(world: &mut World, request: &Request) {
 fn labels_pod(world: &mut World, request: &Request, truth: &Truth) {
     let voter = request.body["metadata"]["labels"]["quorate.dev/role"] == "voter";
     let name = request.name.clone().unwrap_or_default();
-    if voter && !truth.voters.values().any(|member| *member == name) {
+    // One that is ending gets no clients, whatever an operator that was held believes of it.
+    let ends = world.pod(&name).is_some_and(|(pod, _)| !pod["metadata"]["deletionTimestamp"].is_null());
+    if voter && !ends && !truth.voters.values().any(|member| *member == name) {
         world.violate("I-12 truth", &format!("lets clients in to {name}, which does not vote"));
     }
 }
@@ -416,9 +418,13 @@ pub(crate) fn is_beyond_repair(world: &World) -> bool {
     let recorded = world.cluster().is_some_and(|cluster| text(cluster, "/status/clusterID").is_some());
     let Some(truth) = Truth::of(world) else { return recorded };
     let keeps = |(id, name): &(&MemberId, &String)| {
-        let claim = world.api.get("PersistentVolumeClaim", name).map(|claim| identity(claim).1);
-        let Some(disk) = claim.and_then(|claim| world.disks.get(&claim)) else { return false };
+        let Some(claim) = world.api.get("PersistentVolumeClaim", name) else { return false };
+        let Some(disk) = world.disks.get(&identity(claim).1) else { return false };
         let running = world.pod(name).and_then(|(_, process)| world.etcd.data(&process));
+        // A volume that is being deleted goes with the Pod that it waits for; one that cannot run only a person can mend.
+        if running.is_none() && !claim["metadata"]["deletionTimestamp"].is_null() {
+            return false;
+        }
         let Some(data) = running.or(disk.data.data.as_deref()) else { return false };
         let now = (data.log.last_term(), data.log.last());
         let forged = data.store.keys.range(super::story::FORGED..).next().is_some();

@@ -183,9 +183,9 @@ fn failed_lately<'a>(observed: &'a Observed, seat: &Seat) -> Option<&'a Request>
     })
 }
 
-/// Whether a member still needs a repair.
-pub(super) fn is_needed(desired: &Desired, observed: &Observed, seat: &Seat) -> bool {
-    diagnose(desired, observed, seat).is_some()
+/// Whether a member still needs the repair that was asked for: one that was to leave last may have failed meanwhile.
+pub(super) fn is_needed(desired: &Desired, observed: &Observed, seat: &Seat, request: &Request) -> bool {
+    diagnose(desired, observed, seat).is_some_and(|found| found.strategy == request.spec.strategy)
 }
 
 fn diagnose<'a>(desired: &Desired, observed: &Observed, seat: &'a Seat<'a>) -> Option<Diagnosis<'a>> {

@@ -266,7 +266,7 @@ fn consider(
     if request.repair && !request.counted && !seat.healthy && is_another_bad(roster, seat) {
         return several();
     }
-    if request.repair && !super::repair::is_needed(desired, observed, seat) {
+    if request.repair && !super::repair::is_needed(desired, observed, seat, request) {
         // Not healthy: such as one whose volume was being deleted while it was, and whose Pod ends now.
         let why = if seat.healthy {
             "is well again."
@@ -498,9 +498,18 @@ fn at(
 ) -> Verdict {
     let old = exchange.seat(roster);
     let votes = votes(roster, exchange, new);
-    let whole = roster.voters.len() >= desired.replicas;
+    let voters = roster.voters.len();
+    let whole = voters >= desired.replicas;
     let name = exchange.name;
     let running = |step, message: String| Verdict::new(Phase::Running, step, message);
+    // A growth waits until all are well, and nobody else is repaired while this one runs.
+    if old.is_none() && !votes && !whole && !voters.is_multiple_of(2) {
+        let message = format!(
+            "{name} has left; {} voters are wanted, and those who are missing join as the cluster grows.",
+            desired.replicas
+        );
+        return Verdict::new(Phase::Complete, "Done", message);
+    }
     if old.is_none() && (votes || whole) {
         let message = match new.filter(|_| votes) {
             None => format!("{name} has left; nobody takes its place, since fewer are wanted now."),
