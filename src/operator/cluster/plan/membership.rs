@@ -418,9 +418,10 @@ fn leave(
     change(roster, plan, calls, why.to_owned());
 }
 
-/// Before a volume is wiped, nobody may be on it: its Pod is stopped, and seen to be gone, while its member can still
-/// come back. The mark on the volume comes first. In a shrink to one, the one who stays cannot decide alone before the
-/// other is removed: there it runs until then, and its Pod goes before its volume begins anew (`exchange`).
+/// Before a volume is wiped, nobody may be on it: its Pod is stopped while its member can still come back, and seen to be
+/// gone, or, where all others are well, its etcd to have ended (decision 26). The volume begins anew when the Pod is gone
+/// (`exchange`). The mark on the volume comes first. In a shrink to one, the one who stays cannot decide alone before the
+/// other is removed: there it runs until then.
 fn still_uses_its_volume(
     desired: &Desired,
     observed: &Observed,
@@ -437,7 +438,9 @@ fn still_uses_its_volume(
         let why = "its member makes way, and its volume is used again: it is stopped before it is removed";
         plan.step.get_or_insert(Step::DeletePod(pod.premise(&seat.name, why.to_owned())));
     }
-    !marked || seat.pod.is_some()
+    let others_are_well = roster.healthy_beside(seat) + 1 == roster.voters.len();
+    let has_ended = |pod: &MemberPod| pod.deleting && !pod.running;
+    !marked || seat.pod.is_some_and(|pod| !(others_are_well && has_ended(pod)))
 }
 
 /// The Pod that the member runs in, and stays in; one of its name may be another EtcdCluster's.
